@@ -1,1 +1,28 @@
-"""The gate in front of a local LLM server."""
+"""The gate in front of a local LLM server: a bound on what runs, and a queue in which a person goes first."""
+
+# Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
+#   L0  errors, priority
+#   L1  core                     decides; knows neither trio nor a clock
+#   L2  instrumentation, parking_lot, slots, gate, mlx, _transport, httpx, httpx2    act
+#   L3  echo_server
+#   L5  testing, commands, __main__
+
+from __future__ import annotations
+
+from trio_mlxgate.core.statistics import GateStatistics as GateStatistics
+from trio_mlxgate.errors import GateRefused as GateRefused, QueueFull as QueueFull, WaitTooLong as WaitTooLong
+from trio_mlxgate.gate import Gate as Gate
+from trio_mlxgate.mlx import (
+    GateStatus as GateStatus,
+    acquire_mlx_gate as acquire_mlx_gate,
+    configure_mlx_gate as configure_mlx_gate,
+    current_mlx_gate as current_mlx_gate,
+    gate_status as gate_status,
+    get_mlx_gate as get_mlx_gate,
+)
+from trio_mlxgate.parking_lot import (
+    PriorityParkingLot as PriorityParkingLot,
+    PriorityParkingLotStatistics as PriorityParkingLotStatistics,
+)
+from trio_mlxgate.priority import DEFAULT_PRIORITY as DEFAULT_PRIORITY, Priority as Priority
+from trio_mlxgate.slots import DetachedSlot as DetachedSlot, Slot as Slot

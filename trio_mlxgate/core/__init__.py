@@ -1,0 +1,1 @@
+"""Decide: pure, synchronous objects. No trio, no clock, no I/O, no randomness; ``now`` is an argument."""

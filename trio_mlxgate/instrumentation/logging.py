@@ -1,0 +1,62 @@
+"""The gate's log lines: enqueue and release at DEBUG, dispatch at INFO, what needs a look at WARNING."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from trio_mlxgate.instrumentation.details import Details, Granted, Overdue, Queued, Released, Starving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOGGER_NAME: Final = "trio_mlxgate.gate"
+"""The logger that :class:`LoggingHook` writes to by default."""
+
+
+@attrs.frozen(kw_only=True)
+class _Line:
+    level: int
+    event: str
+    wait_ms: bool = False
+    queue_length: bool = False
+    duration_ms: bool = False
+
+
+_LINES: Final[dict[type[Details], _Line]] = {
+    Queued: _Line(level=logging.DEBUG, event="enqueue", queue_length=True),
+    Granted: _Line(level=logging.INFO, event="dispatch", wait_ms=True, queue_length=True),
+    Released: _Line(level=logging.DEBUG, event="release", duration_ms=True),
+    Starving: _Line(level=logging.WARNING, event="starving", wait_ms=True, queue_length=True),
+    Overdue: _Line(level=logging.WARNING, event="overdue", duration_ms=True),
+}
+
+
+class LoggingHook:
+    """Writes each event to a logger of the standard library; a level that is off costs one look-up.
+
+    The numbers are also attributes of the log record, under the names that stand in the message.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._logger = logger if logger is not None else logging.getLogger(LOGGER_NAME)
+
+    def interest(self, kind: type[Details]) -> Callable[[], bool]:
+        """Whether the logger lets the level of this kind through, asked anew at each event."""
+        return functools.partial(self._logger.isEnabledFor, _LINES[kind].level)
+
+    def __call__(self, details: Details) -> None:
+        """Write one line."""
+        line = _LINES[type(details)]
+        fields: dict[str, object] = {"gate": details.gate, "priority": details.priority, "seq": details.seq}
+        if line.wait_ms:
+            fields["wait_ms"] = round(details.waited * 1000, 1)
+        if line.queue_length:
+            fields["queue_length"] = details.queue_length
+        if line.duration_ms:
+            fields["duration_ms"] = round(details.held * 1000, 1)
+        text = " ".join(f"{name}=%s" for name in fields)
+        self._logger.log(line.level, f"{line.event} {text}", *fields.values(), extra=fields)

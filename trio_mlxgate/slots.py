@@ -1,0 +1,342 @@
+"""What a caller holds: a slot of its gate, as a context manager or as an object of its own."""
+
+from __future__ import annotations
+
+import math
+from math import inf
+from typing import TYPE_CHECKING, Final, NoReturn, Self
+
+import trio
+from trio.lowlevel import (
+    Abort,
+    checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    current_trio_token,
+    enable_ki_protection,
+    wait_task_rescheduled,
+)
+
+from trio_mlxgate.core.admission import Ticket, TicketState
+from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate.errors import WaitTooLong
+from trio_mlxgate.instrumentation import Granted, Queued
+from trio_mlxgate.priority import Priority, check_priority
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from trio.lowlevel import Task
+
+    from trio_mlxgate.core.admission import Admission
+    from trio_mlxgate.gate import Gate
+
+# Plain names for what the path of every call looks at.
+_NEW: Final = TicketState.NEW
+_ASKING: Final = TicketState.ASKING
+_WAITING: Final = TicketState.WAITING
+_GRANTED: Final = TicketState.GRANTED
+
+
+class Slot(Ticket):
+    """A slot of a gate, from asking for it to giving it back. Made by the gate's methods; used once."""
+
+    _admission: Admission[Slot]
+    waiter: Task
+    """The task to wake when the wait ends."""
+    task: Task | None = None
+    """The task that owns the slot; None before it does and after, and of a slot that an object holds."""
+    _scope: trio.CancelScope | None = None
+    _loan: Loan | None = None
+    _tied = False
+
+    def __init__(self, gate: Gate, priority: int, hold_timeout: float, max_wait: float) -> None:
+        # What nearly every call has is known to be good; to look at it again would cost as much as the rest.
+        if type(priority) is not Priority:
+            check_priority(priority)
+        if hold_timeout is not inf:
+            check_seconds("hold_timeout", hold_timeout)
+        if max_wait is not inf:
+            check_seconds("max_wait", max_wait)
+        self.gate = gate
+        """The gate that the slot belongs to."""
+        self.priority = priority
+        """The priority that was asked for."""
+        self.hold_timeout = hold_timeout
+        self.max_wait = max_wait
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of gate {self.gate.name!r}, priority {self.priority}, {self.state.value}>"
+
+    @property
+    def deadline(self) -> float:
+        """The time on trio's clock at which ``hold_timeout`` ends; inf without one.
+
+        Settable while the slot is held. A slot of a task that was asked for without ``hold_timeout`` has no
+        cancel scope that could be moved: setting its deadline raises RuntimeError.
+        """
+        return self.hold_deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float) -> None:
+        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or math.isnan(deadline):
+            raise ValueError(
+                f"a deadline must be a time on trio's clock, such as trio.current_time() + 30, not {deadline!r}"
+            )
+        if self.state is not _GRANTED:
+            raise RuntimeError(f"{self!r} is not held, so it has no deadline")
+        if self._scope is None and not self.detached:
+            raise RuntimeError(f"{self!r} was asked for without hold_timeout; give it one to move its deadline")
+        self._admission.set_deadline(self, deadline)
+        if self._scope is not None:
+            self._scope.deadline = deadline
+        else:
+            self.gate._watch()
+
+    def lend(self, purpose: str) -> Loan:
+        """Let one thing that outlives a call, such as an open response, run under this owned slot.
+
+        While it is on loan no second loan is given, and if the slot's block ends first, the slot goes on being
+        held until the loan is released: the bound counts what runs.
+
+        Raises:
+          RuntimeError: the slot is on loan already (the message names ``purpose``), or isn't held.
+        """
+        if self.state is not _GRANTED or self.task is None:
+            raise RuntimeError(f"{self!r} is not held by a task, so it cannot be lent")
+        if self._loan is not None:
+            raise RuntimeError(
+                f"this task's slot of gate {self.gate.name!r} serves one open response at a time, and "
+                f"{self._loan.purpose} is still open: read it to its end or close it first"
+            )
+        self._loan = Loan(self, purpose)
+        return self._loan
+
+    # ---- what the kinds of slot share ----
+
+    def _refuse(self) -> NoReturn:
+        """Say why this slot may not be asked for now, by this task."""
+        name = self.gate.name
+        if self.state is not _NEW:
+            raise RuntimeError(f"{self!r} can be used only once; ask the gate for another")
+        raise RuntimeError(
+            f"this task owns a slot of gate {name!r} already; to wait for another would be to wait for itself. "
+            "Do the work inside the slot that it has, or start a child task for it"
+        )
+
+    @enable_ki_protection
+    async def _acquire(self) -> Self:
+        """Wait for the slot. Always a checkpoint, unless it raises RuntimeError; cancelled, it holds nothing."""
+        # Everything below stands in one function, although it has parts, since this is the path that all calls take.
+        gate = self.gate
+        if current_trio_token() is not gate._token:
+            gate._bind()
+        task = current_task()
+        if self.state is not _NEW or task in gate._owners:
+            self._refuse()
+        self.state = _ASKING
+        self._admission = admission = gate._admission
+        try:
+            if admission.admits():
+                await checkpoint()
+            else:
+                await checkpoint_if_cancelled()
+        except BaseException:
+            admission.turn_away(self)
+            raise
+        if self._tied and not admission.admits() and gate._waits_for_itself(task):
+            admission.turn_away(self)
+            raise RuntimeError(
+                f"all slots of gate {gate.name!r} are held by open responses of this task, which would wait "
+                "for itself: read them to their end or close them first, or read them in a task of their own"
+            )
+        admission.request(self, gate._clock())
+        if self.state is _GRANTED:
+            if gate._granted_wanted():
+                gate._tell(Granted, self)
+        else:
+            if self.state is not _WAITING:
+                raise WaitTooLong(f"no slot of gate {gate.name!r} is free, and max_wait=0 leaves no time to wait")
+            self.waiter = task
+            try:
+                if gate._watch_scope is None or self.max_wait < inf:
+                    gate._watch()
+            except BaseException:
+                gate._wake(admission.cancel(self, gate._clock()))
+                raise
+            if gate._queued_wanted():
+                gate._tell(Queued, self)
+            # The giver records the grant, so once this returns there is nothing left that could fail.
+            await wait_task_rescheduled(self._abort)
+        if self.detached:
+            self._hold_detached(task)
+        else:
+            self.task = task
+            gate._owners[task] = self
+            if self.hold_deadline < inf:
+                self._scope = trio.CancelScope(deadline=self.hold_deadline)
+                self._scope.__enter__()
+        return self
+
+    def _abort(self, _: trio.lowlevel.RaiseCancelT) -> Abort:
+        """The wait is cancelled: leave the queue, and settle, in this step."""
+        gate = self.gate
+        gate._wake(self._admission.cancel(self, gate._clock()))
+        return Abort.SUCCEEDED
+
+    def _hold_detached(self, task: Task) -> None:
+        raise NotImplementedError
+
+    def _leave(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        """Leave a block with a hold budget: close its scope, and give the slot back whatever happens."""
+        scope = self._scope
+        assert scope is not None
+        try:
+            # May raise: a generator that was abandoned inside the block is closed from another task.
+            suppress = scope.__exit__(exc_type, exc, tb)
+        finally:
+            self._give_back()
+        if scope.cancelled_caught:
+            raise trio.TooSlowError(f"slot of gate {self.gate.name!r} was held for longer than its hold_timeout")
+        return suppress
+
+    def _give_back(self) -> None:
+        """The block of an owned slot has ended."""
+        gate = self.gate
+        # Not the current task: a generator that was abandoned inside the block is closed from another one.
+        if self.task is not None:
+            del gate._owners[self.task]
+            self.task = None
+        if self._loan is not None:
+            gate._tied.add(self._loan)
+            return
+        granted = self._admission.release(self, gate._clock())
+        if granted or gate._released_wanted():
+            gate._released(self, granted)
+
+
+class AsyncSlot(Slot):
+    """What :meth:`Gate.slot` returns: ``async with`` it once; entering gives the slot itself."""
+
+    __aenter__ = Slot._acquire
+
+    @enable_ki_protection
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        """Give the slot back. Never a checkpoint. Raises trio.TooSlowError if ``hold_timeout`` ended the body."""
+        if self._scope is not None:
+            return self._leave(exc_type, exc, tb)
+        self._give_back()
+        return None
+
+
+class SyncSlot(Slot):
+    """What :meth:`Gate.slot_nowait` returns: ``with`` it once; entering gives the slot itself, or WouldBlock."""
+
+    @enable_ki_protection
+    def __enter__(self) -> Self:
+        gate = self.gate
+        if current_trio_token() is not gate._token:
+            gate._bind()
+        task = current_task()
+        if self.state is not _NEW or task in gate._owners:
+            self._refuse()
+        self._admission = gate._admission
+        if not self._admission.request_nowait(self, gate._clock()):
+            raise trio.WouldBlock
+        self.task = task
+        gate._owners[task] = self
+        if self.hold_deadline < inf:
+            self._scope = trio.CancelScope(deadline=self.hold_deadline)
+            self._scope.__enter__()
+        gate._tell(Granted, self)
+        return self
+
+    @enable_ki_protection
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        """Give the slot back. Raises trio.TooSlowError if ``hold_timeout`` ended the body."""
+        if self._scope is not None:
+            return self._leave(exc_type, exc, tb)
+        self._give_back()
+        return None
+
+
+class DetachedSlot(Slot):
+    """A slot that belongs to an object: to be given back with :meth:`release`, by any task of the gate's run."""
+
+    detached = True
+
+    def __init__(self, gate: Gate, priority: int, hold_timeout: float, max_wait: float, tied: bool) -> None:
+        super().__init__(gate, priority, hold_timeout, max_wait)
+        self._tied = tied
+        self.holder: Task | None = None
+        """Of a tied slot: the task that will give it back."""
+
+    def _hold_detached(self, task: Task) -> None:
+        self.task = None
+        if self._tied:
+            self.holder = task
+            self.gate._tied.add(self)
+        if self.hold_deadline < inf:
+            self.gate._watch()
+
+    def adopt(self) -> None:
+        """The current task is the one that will give the slot back."""
+        self.holder = current_task()
+
+    @enable_ki_protection
+    def release(self) -> None:
+        """Give the slot back. Never a checkpoint.
+
+        Raises:
+          RuntimeError: it was given back before, or this is called from outside the gate's run while that is alive.
+        """
+        gate = self.gate
+        gate._check_run()
+        granted = self._admission.release(self, gate._clock())
+        gate._tied.discard(self)
+        gate._released(self, granted)
+
+
+class Loan:
+    """An owned slot on loan to one thing that outlives a call; see :meth:`Slot.lend`."""
+
+    def __init__(self, slot: Slot, purpose: str) -> None:
+        self.slot = slot
+        """The slot that is lent."""
+        self.purpose = purpose
+        """What it is lent to, for messages."""
+        self.holder: Task | None = current_task()
+        """The task that will release the loan."""
+        self.deadline = slot.deadline
+        """The time on trio's clock at which whoever works under the loan is to stop; inf for none."""
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds the slot's call stood in the queue."""
+        return self.slot.waited
+
+    def adopt(self) -> None:
+        """The current task is the one that will release the loan."""
+        self.holder = current_task()
+
+    @enable_ki_protection
+    def release(self) -> None:
+        """End the loan, and give the slot back if its block has ended. Never a checkpoint.
+
+        Raises:
+          RuntimeError: the second time, or as :meth:`DetachedSlot.release` does.
+        """
+        slot = self.slot
+        slot.gate._check_run()
+        if slot._loan is not self:
+            raise RuntimeError(f"the loan to {self.purpose} was released before")
+        slot._loan = None
+        slot.gate._tied.discard(self)
+        if slot.task is None:
+            slot._give_back()
