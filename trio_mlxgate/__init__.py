@@ -3,7 +3,7 @@
 # Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
 #   L0  errors, priority
 #   L1  core                     decides; knows neither trio nor a clock
-#   L2  instrumentation, parking_lot, slots, gate, mlx, _transport, httpx, httpx2    act
+#   L2  instrumentation, parking_lot, slots, gate, mlx, options, _transport, httpx, httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 
@@ -19,6 +19,11 @@ from trio_mlxgate.mlx import (
     current_mlx_gate as current_mlx_gate,
     gate_status as gate_status,
     get_mlx_gate as get_mlx_gate,
+)
+from trio_mlxgate.options import (
+    RequestOptions as RequestOptions,
+    use_options as use_options,
+    use_priority as use_priority,
 )
 from trio_mlxgate.parking_lot import (
     PriorityParkingLot as PriorityParkingLot,

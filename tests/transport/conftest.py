@@ -1,0 +1,98 @@
+"""A transport without sockets, for both families, so that the virtual clock can measure what happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import httpx
+import httpx2
+import pytest
+import trio
+
+import trio_mlxgate.httpx
+import trio_mlxgate.httpx2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+@attrs.define
+class Script:
+    """What the inner transport does with every request, and what it saw."""
+
+    answer_after: float = 0.0
+    """Seconds until the response's head is there."""
+
+    parts: tuple[bytes, ...] = (b"one ", b"two ", b"three")
+    part_after: float = 0.0
+    """Seconds until each part."""
+
+    close_after: float = 0.0
+    """Seconds that closing takes."""
+
+    send_error: Exception | None = None
+    read_error: Exception | None = None
+    """Raised after the last part."""
+
+    sent: list[tuple[str, float]] = attrs.field(factory=list)
+    """Path and time of each request that was sent."""
+
+    closed: list[tuple[str, float]] = attrs.field(factory=list)
+    """Path and time of each response that was closed, at the end of the closing."""
+
+    on_close: Callable[[], object] = lambda: None
+
+
+@attrs.define
+class Family:
+    """One family of client with its gate transport."""
+
+    module: Any
+    gated: Any
+    script: Script = attrs.field(factory=Script)
+
+    def transport(self) -> Any:
+        """An inner transport that follows the script."""
+        script, module = self.script, self.module
+
+        class Body(module.AsyncByteStream):  # type: ignore[misc, name-defined]
+            def __init__(self, path: str) -> None:
+                self.path = path
+
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                for part in script.parts:
+                    await trio.sleep(script.part_after)
+                    yield part
+                if script.read_error is not None:
+                    raise script.read_error
+
+            async def aclose(self) -> None:
+                await trio.sleep(script.close_after)
+                script.on_close()
+                script.closed.append((self.path, trio.current_time()))
+
+        class Inner(module.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+            async def handle_async_request(self, request: Any) -> Any:
+                script.sent.append((request.url.path, trio.current_time()))
+                await trio.sleep(script.answer_after)
+                if script.send_error is not None:
+                    raise script.send_error
+                if request.url.path == "/moved":
+                    return module.Response(302, headers={"location": "/there"}, stream=Body("/moved"))
+                return module.Response(200, stream=Body(request.url.path), extensions={"http_version": b"HTTP/1.1"})
+
+        return Inner()
+
+    def client(self, gate: Any = None, **kwargs: Any) -> Any:
+        """A client whose requests pass ``gate`` and end in the script."""
+        transport = self.gated.GateTransport(gate, self.transport(), **kwargs)
+        return self.module.AsyncClient(transport=transport, base_url="http://server", timeout=1.0)
+
+
+@pytest.fixture(params=["httpx", "httpx2"])
+def family(request: pytest.FixtureRequest) -> Family:
+    """Each family in turn."""
+    if request.param == "httpx":
+        return Family(httpx, trio_mlxgate.httpx)
+    return Family(httpx2, trio_mlxgate.httpx2)

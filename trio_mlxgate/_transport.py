@@ -1,0 +1,275 @@
+"""The transport behind ``trio_mlxgate.httpx`` and ``trio_mlxgate.httpx2``: a slot for each request, from before it is
+sent until its response body is closed. It knows neither family: their classes come in as a :class:`Family`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
+
+import anyio
+import attrs
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
+
+from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate.errors import GateRefused, QueueFull, WaitTooLong
+from trio_mlxgate.mlx import current_mlx_gate
+from trio_mlxgate.options import EXTENSION, RequestOptions, current_options, options_from_extension
+from trio_mlxgate.priority import URGENCY_PRIORITIES, check_priority, priority_from_header
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from types import TracebackType
+
+    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.slots import DetachedSlot, Loan
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that closing a response may take; it can't be cancelled, so it must have an end of its own."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class _ByteStream(Protocol):
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class _Transport(Protocol):
+    async def handle_async_request(self, request: Any) -> Any: ...
+    async def aclose(self) -> None: ...
+
+
+@attrs.frozen(kw_only=True)
+class Family:
+    """What the two families of HTTP client don't share: their classes."""
+
+    queue_full: Callable[[str], Exception]
+    """Makes the error for a full queue."""
+
+    wait_too_long: Callable[[str], Exception]
+    """Makes the error for a wait that was too long."""
+
+    hold_timeout: Callable[[str], Exception]
+    """Makes the error for an ended hold budget."""
+
+    stream: Callable[..., GatedStream]
+    """Makes the stream that a response of this family has."""
+
+
+class GatedStream:
+    """A response body that holds a slot until it is closed, read to its end, or broken.
+
+    A class and no async generator: an abandoned generator is closed from another task, at some time.
+    """
+
+    def __init__(self, inner: _ByteStream, hold: DetachedSlot | Loan, family: Family, close_timeout: float) -> None:
+        self._inner = inner
+        self._hold = hold
+        self._family = family
+        self._close_timeout = close_timeout
+        self._iterator: AsyncIterator[bytes] | None = None
+        self._reading = False
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next part of the body. Always a checkpoint.
+
+        Whatever ends the body here, the end itself or an error or a cancellation, closes it and gives the slot back.
+        """
+        if self._closed:
+            raise StopAsyncIteration
+        if self._iterator is None:
+            self._iterator = aiter(self._inner)
+        # Who reads is who will give the slot back: see the gate's tied slots.
+        self._hold.adopt()
+        self._reading = True
+        try:
+            with anyio.CancelScope(deadline=self._hold.deadline):
+                await checkpoint()
+                return await anext(self._iterator)
+        except BaseException:
+            self._reading = False
+            await self.aclose()
+            raise
+        finally:
+            self._reading = False
+        # Only our own scope ends its block without an exception and without a return.
+        await self.aclose()
+        raise self._family.hold_timeout("the response was not read to its end within hold_timeout")
+
+    async def aclose(self) -> None:
+        """Close the body, then give the slot back, in that order: the server is free when the next request comes.
+
+        Always a checkpoint, and can't be cancelled, but takes :data:`CLOSE_TIMEOUT` seconds at most. The second time
+        it does nothing else.
+        """
+        await cancel_shielded_checkpoint()
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._close_timeout) as scope:
+                # A generator that another task is running can't be closed; closing the stream below ends it.
+                closer = getattr(self._iterator, "aclose", None)
+                if closer is not None and not self._reading:
+                    await closer()
+                await self._inner.aclose()
+            if scope.cancelled_caught:
+                _logger.warning("a response was not closed within %s s; its slot is given back", self._close_timeout)
+        finally:
+            self._hold.release()
+
+
+TransportT = TypeVar("TransportT", bound=_Transport)
+
+
+class GateTransportBase(Generic[TransportT]):
+    """A transport in front of another: each request waits for a slot of the gate before it is sent.
+
+    The slot is kept until the response body is closed, read to its end, or broken. The time in the queue lies
+    outside of all of the client's timeouts. A request says what it asks of the gate by
+    ``extensions={"mlxgate": {"priority": 0, "max_wait": 2.0, "hold_timeout": 30.0}}``, by a ``Priority``
+    header (RFC 9218), or by :func:`trio_mlxgate.use_options` around it; of these the first that names a field
+    counts. ``response.extensions["mlxgate"]`` is ``{"waited": seconds}``.
+
+    A task that owns a slot of the same gate passes, with one open response at a time; its children queue.
+
+    The hold budget ends sending, reading and closing, and gives the slot back. While nobody reads it
+    interrupts nobody: a response that lies open keeps its slot, and is reported one second after its deadline.
+
+    A request raises, beside what the inner transport does, exceptions that are the gate's own and of the
+    client's family at once: ``QueueFull`` (a ``ConnectError``) and ``WaitTooLong`` (a ``PoolTimeout``), with nothing
+    sent, and ``HoldTimeout`` (a ``ReadTimeout`` and :class:`trio.TooSlowError`). RuntimeError: the task would wait
+    for itself, since it has a response open under its own slot, or its open responses hold all slots. TypeError,
+    ValueError: the extension is not as described. A malformed header is ignored.
+    """
+
+    _family: Family
+
+    def __init__(
+        self,
+        gate: Gate | None,
+        transport: TransportT,
+        *,
+        priorities: Mapping[int, int] = URGENCY_PRIORITIES,
+        close_timeout: float = CLOSE_TIMEOUT,
+    ) -> None:
+        self.transport = transport
+        """The transport that sends the requests."""
+        self._gate = gate
+        self._priorities = {int(urgency): check_priority(priority) for urgency, priority in priorities.items()}
+        self._close_timeout = check_seconds("close_timeout", close_timeout)
+        if math.isinf(self._close_timeout):
+            raise ValueError("close_timeout must be finite: closing can't be cancelled")
+        self._open: weakref.WeakSet[GatedStream] = weakref.WeakSet()
+
+    async def __aenter__(self) -> Self:
+        """Enter the inner transport. Always a checkpoint."""
+        await checkpoint()
+        enter = getattr(self.transport, "__aenter__", None)
+        if enter is not None:
+            await enter()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Close what :meth:`aclose` closes. Always a checkpoint."""
+        # Closing the responses shields itself, and the inner transport cleans up as it would without us.
+        await self._close_open_responses()  # noqa: ASYNC102
+        leave = getattr(self.transport, "__aexit__", None)
+        if leave is not None:
+            await leave(exc_type, exc_value, traceback)  # noqa: ASYNC102
+        else:
+            await self.transport.aclose()  # noqa: ASYNC102
+
+    async def aclose(self) -> None:
+        """Close the responses that are still open, which gives their slots back, and the inner transport.
+
+        Always a checkpoint.
+        """
+        await self._close_open_responses()
+        await self.transport.aclose()
+
+    async def _close_open_responses(self) -> None:
+        await cancel_shielded_checkpoint()
+        for stream in list(self._open):
+            await stream.aclose()
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Wait for a slot, send the request, and return its response, which holds the slot until it is closed.
+
+        Always a checkpoint. If it is cancelled, or fails, the slot is given back.
+        """
+        options = self._options(request)
+        hold = await self._take(request, options)
+        try:
+            response = await self._send(request, hold)
+        except BaseException:
+            hold.release()
+            raise
+        return response
+
+    async def _send(self, request: Any, hold: DetachedSlot | Loan) -> Any:
+        # Waiting lies behind us, so no timeout of the client has run until here.
+        response = None
+        with anyio.CancelScope(deadline=hold.deadline):
+            response = await self.transport.handle_async_request(request)
+        if response is None:
+            raise self._family.hold_timeout("no response came within hold_timeout")
+        stream = self._family.stream(response.stream, hold, self._family, self._close_timeout)
+        response.stream = stream
+        response.extensions = {**response.extensions, EXTENSION: {"waited": hold.waited}}
+        self._open.add(stream)
+        return response
+
+    async def _take(self, request: Any, options: RequestOptions) -> DetachedSlot | Loan:
+        gate = current_mlx_gate() if self._gate is None else self._gate
+        owned = gate.owned_slot()
+        if owned is not None:
+            await checkpoint()
+            return owned.lend(_name_of(request), hold_timeout=options.final_hold_timeout)
+        try:
+            return await gate.acquire_detached(
+                options.final_priority,
+                max_wait=options.final_max_wait,
+                hold_timeout=options.final_hold_timeout,
+                tied=True,
+            )
+        except GateRefused as refused:
+            raise self._in_family(refused) from refused
+
+    def _in_family(self, refused: GateRefused) -> Exception:
+        """The same refusal as an exception of the client's family, since SDKs wrap and retry nothing else."""
+        if isinstance(refused, QueueFull):
+            error = self._family.queue_full(str(refused))
+        elif isinstance(refused, WaitTooLong):
+            error = self._family.wait_too_long(str(refused))
+        else:
+            return refused
+        if isinstance(error, GateRefused):
+            error.retry_after = refused.retry_after
+        return error
+
+    def _options(self, request: Any) -> RequestOptions:
+        options = options_from_extension(request.extensions.get(EXTENSION))
+        header = request.headers.get("priority")
+        if header is not None:
+            options = options.over(RequestOptions(priority=priority_from_header(header, self._priorities)))
+        return options.over(current_options())
+
+
+def _name_of(request: Any) -> str:
+    """The request as messages name it: without a password, and without a query that may hold one."""
+    url = request.url
+    port = f":{url.port}" if url.port is not None else ""
+    return f"{request.method} {url.scheme}://{url.host}{port}{url.path}"

@@ -1,0 +1,63 @@
+"""The gate for httpx: give :class:`GateTransport` to ``httpx.AsyncClient(transport=...)``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import trio
+
+from trio_mlxgate import _transport, errors
+from trio_mlxgate.priority import URGENCY_PRIORITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio_mlxgate.gate import Gate
+
+
+class QueueFull(errors.QueueFull, httpx.ConnectError):
+    """The queue is full: ours, and a ``ConnectError`` for those who only know httpx."""
+
+
+class WaitTooLong(errors.WaitTooLong, httpx.PoolTimeout):
+    """``max_wait`` ended in the queue: ours, and a ``PoolTimeout`` for those who only know httpx."""
+
+
+class HoldTimeout(trio.TooSlowError, httpx.ReadTimeout):
+    """``hold_timeout`` ended: trio's ``TooSlowError``, and a ``ReadTimeout`` for those who only know httpx."""
+
+
+class _Stream(_transport.GatedStream, httpx.AsyncByteStream):
+    """A gated response body of this family."""
+
+
+class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
+    """The gate as a transport of httpx; how it behaves is told at :class:`trio_mlxgate._transport.GateTransportBase`.
+
+    ::
+
+        client = httpx.AsyncClient(transport=GateTransport())
+
+    Args:
+      gate: the gate; None is the gate of the trio run in which a request is made.
+      transport: what sends the requests; None is a new ``httpx.AsyncHTTPTransport()``. Certificates, limits and
+        proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
+      priorities: the priority that each urgency of the ``Priority`` header names.
+      close_timeout: seconds that closing a response may take; it can't be cancelled.
+    """
+
+    _family = _transport.Family(
+        queue_full=QueueFull, wait_too_long=WaitTooLong, hold_timeout=HoldTimeout, stream=_Stream
+    )
+
+    def __init__(
+        self,
+        gate: Gate | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        priorities: Mapping[int, int] = URGENCY_PRIORITIES,
+        close_timeout: float = _transport.CLOSE_TIMEOUT,
+    ) -> None:
+        inner = httpx.AsyncHTTPTransport() if transport is None else transport
+        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout)
