@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import argparse
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from trio_mlxgate.commands import echo_server
+from trio_mlxgate.commands import echo_server, herd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS = (echo_server,)
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is what ``--help`` is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+_COMMANDS = (herd, echo_server)
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse ``argv`` (without the program's name), run the command, return its exit status."""
-    parser = argparse.ArgumentParser(prog="trio-mlxgate", description="The gate in front of a local LLM server.")
+    parser = _Parser(prog="trio-mlxgate", description="The gate in front of a local LLM server.")
     parser.add_argument("--version", action="version", version=f"trio-mlxgate {version('trio-mlxgate')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:

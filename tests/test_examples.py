@@ -1,0 +1,30 @@
+"""The examples of the documentation run, as they stand there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_example_runs(path: Path) -> None:
+    pytest_too = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if path.name.startswith("test_") else []
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *pytest_too, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+    if path.stem == "first_gate":
+        assert done.stdout.splitlines()[1].startswith("after 0.")
+
+
+def test_examples_are_shown_in_the_documentation() -> None:
+    pages = "".join(page.read_text() for page in EXAMPLES.parent.glob("*.md"))
+    for path in EXAMPLES.glob("*.py"):
+        assert f"examples/{path.name}" in pages
