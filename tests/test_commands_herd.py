@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib.util
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ def test_most_time_out_straight_and_all_are_answered_through_the_gate() -> None:
 
 @pytest.mark.integration
 def test_the_table_says_what_happened_on_a_narrow_terminal() -> None:
+    pytest.importorskip("rich")
     done = herd("--requests", "6", "--foreground", "2", "--service-time", "0.1", env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 0, done.stderr
     assert "an echo, not a model" in done.stdout
@@ -139,6 +141,7 @@ def test_a_server_that_refuses_is_told_in_one_line(
 @pytest.mark.skipif(shutil.which("ps") is None, reason="looks for processes with ps")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_in_the_middle_it_leaves_no_process_behind(stop: signal.Signals) -> None:
+    pytest.importorskip("rich")
     process = subprocess.Popen(
         [*HERD, "--service-time", "0.5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -159,6 +162,14 @@ def test_stopped_in_the_middle_it_leaves_no_process_behind(stop: signal.Signals)
     while _alive(server):
         assert time.monotonic() < deadline, f"the server {server} outlived the herd"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rich") is not None, reason="about life without the extra cli")
+def test_without_rich_it_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["herd"]) == 2
+    seen = capsys.readouterr()
+    assert "pip install 'trio-mlxgate[cli]'" in seen.err
+    assert seen.err.count("\n") == 1
 
 
 def _child_of(pid: int) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import httpx2
-import openai
 import pytest
 import trio
 
 import trio_mlxgate.httpx
-import trio_mlxgate.httpx2
 from trio_mlxgate import Gate, Priority, use_options, use_priority
 from trio_mlxgate.testing import inference_server
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from trio_mlxgate.testing import InferenceServer
 
+openai: Any = pytest.importorskip("openai")
 pytestmark = pytest.mark.integration
 
 MESSAGES: Any = [{"role": "user", "content": "one two three four"}]
@@ -29,7 +28,7 @@ MESSAGES: Any = [{"role": "user", "content": "one two three four"}]
 def family(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     if request.param == "httpx":
         return httpx, trio_mlxgate.httpx
-    return httpx2, trio_mlxgate.httpx2
+    return importlib.import_module("httpx2"), importlib.import_module("trio_mlxgate.httpx2")
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ async def server() -> AsyncIterator[InferenceServer]:
         yield running
 
 
-def make_sdk(family: tuple[Any, Any], server: InferenceServer, gate: Gate, **kwargs: Any) -> openai.AsyncOpenAI:
+def make_sdk(family: tuple[Any, Any], server: InferenceServer, gate: Gate, **kwargs: Any) -> Any:
     module, gated = family
     client = module.AsyncClient(transport=gated.GateTransport(gate))
     return openai.AsyncOpenAI(base_url=server.base_url, api_key="none", http_client=client, max_retries=0, **kwargs)
