@@ -25,7 +25,8 @@ def test_every_dependency_has_its_reason_and_every_reason_its_dependency() -> No
         for requirement in requirements
         if not requirement.startswith("trio-mlxgate")
     }
-    table = re.findall(r"^\| ([a-z][^|]*) \| ([^|]+) \| [^|]+ \|$", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs/dependencies.md").read_text()
+    table = re.findall(r"^\| ([a-z][^|]*) \| ([^|]+) \| [^|]+ \|$", page, re.MULTILINE)
     told = {(where, name) for names, where in table for name in names.split(", ") if names != "package"}
     assert told == expected
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 import anyio
 import attrs
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
+from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.errors import GateRefused, QueueFull, WaitTooLong
@@ -72,7 +73,8 @@ class GatedStream:
         self._close_timeout = close_timeout
         self._iterator: AsyncIterator[bytes] | None = None
         self._reading = False
-        self._closed = False
+        self.closed = False
+        """Whether the body was closed, read to its end or broken; its slot is given back, or about to be."""
 
     def __aiter__(self) -> Self:
         return self
@@ -82,7 +84,7 @@ class GatedStream:
 
         Whatever ends the body here, the end itself or an error or a cancellation, closes it and gives the slot back.
         """
-        if self._closed:
+        if self.closed:
             raise StopAsyncIteration
         if self._iterator is None:
             self._iterator = aiter(self._inner)
@@ -103,6 +105,7 @@ class GatedStream:
         await self.aclose()
         raise self._family.hold_timeout("the response was not read to its end within hold_timeout")
 
+    @enable_ki_protection
     async def aclose(self) -> None:
         """Close the body, then give the slot back, in that order: the server is free when the next request comes.
 
@@ -110,9 +113,9 @@ class GatedStream:
         it does nothing else.
         """
         await cancel_shielded_checkpoint()
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         try:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._close_timeout) as scope:
                 # A generator that another task is running can't be closed; closing the stream below ends it.
@@ -203,8 +206,11 @@ class GateTransportBase(Generic[TransportT]):
     async def _close_open_responses(self) -> None:
         await cancel_shielded_checkpoint()
         for stream in list(self._open):
-            await stream.aclose()
+            if not stream.closed:
+                await stream.aclose()
 
+    # Control-C is seen at the next checkpoint inside, so that no slot is lost between two steps here.
+    @enable_ki_protection
     async def handle_async_request(self, request: Any) -> Any:
         """Wait for a slot, send the request, and return its response, which holds the slot until it is closed.
 
@@ -232,6 +238,7 @@ class GateTransportBase(Generic[TransportT]):
         self._open.add(stream)
         return response
 
+    @enable_ki_protection
     async def _take(self, request: Any, options: RequestOptions) -> DetachedSlot | Loan:
         gate = current_mlx_gate() if self._gate is None else self._gate
         owned = gate.owned_slot()

@@ -46,6 +46,10 @@ def current_mlx_gate() -> Gate:
       ValueError: ``MLXGATE_CAPACITY`` is not a whole number >= 0.
       RuntimeError: this is not called inside of a trio run.
     """
+    if not trio.lowlevel.in_trio_run():
+        raise RuntimeError(
+            "the gate of a run is asked for inside trio.run(); outside, and under asyncio, there is none"
+        )
     try:
         return _run_gate.get()
     except LookupError:
