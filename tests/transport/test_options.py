@@ -75,10 +75,11 @@ async def test_blocks_nest_field_by_field_and_reach_the_tasks_started_inside() -
             assert current_options() == RequestOptions(priority=0, max_wait=2.0)
 
             async def child() -> None:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 assert current_options() == RequestOptions(priority=0, max_wait=2.0)
 
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(child)
                 nursery.start_soon(child)
         assert current_options() == RequestOptions(priority=0)
     assert current_options() == RequestOptions()

@@ -165,13 +165,8 @@ async def send_herd(settings: HerdSettings, report: Report) -> HerdResult:
     Raises:
       HerdError: the server can't be reached, or refuses even a single request.
     """
-    headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
-    # No limit but our own: what is measured is the server and the gate, not the client's pool.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    timeout = httpx.Timeout(None, connect=None)
     try:
-        transport = httpx.AsyncHTTPTransport(limits=limits)
-        client = httpx.AsyncClient(base_url=settings.base_url, headers=headers, timeout=timeout, transport=transport)
+        client = _client(settings, httpx.AsyncHTTPTransport(limits=_NO_LIMITS))
     except (httpx.InvalidURL, ValueError) as error:
         raise HerdError(f"{settings.base_url!r} is no URL ({error}); give --url the base URL with /v1") from None
     async with client:
@@ -184,8 +179,17 @@ async def send_herd(settings: HerdSettings, report: Report) -> HerdResult:
         report("waiting until the server has worked off what the first half gave up on", direct)
         await _ask_alone(client, settings)
     gated = _half("gated", settings)
-    await _send_gated(settings, gated, limit, headers, timeout, limits, report)
+    await _send_gated(settings, gated, limit, report)
     return HerdResult(timeout=limit, alone=alone, direct=direct, gated=gated)
+
+
+# No limit but our own: what is measured is the server and the gate, not the client's pool.
+_NO_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+
+
+def _client(settings: HerdSettings, transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    headers = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key}"}
+    return httpx.AsyncClient(base_url=settings.base_url, headers=headers, timeout=None, transport=transport)
 
 
 def _half(half: Half, settings: HerdSettings) -> HalfResult:
@@ -271,15 +275,7 @@ async def _send_direct(
     await _send_all(half, send)
 
 
-async def _send_gated(
-    settings: HerdSettings,
-    half: HalfResult,
-    limit: float,
-    headers: dict[str, str],
-    timeout: httpx.Timeout,
-    limits: httpx.Limits,
-    report: Report,
-) -> None:
+async def _send_gated(settings: HerdSettings, half: HalfResult, limit: float, report: Report) -> None:
     class OrderHook:
         """Looks, at each grant, who waits."""
 
@@ -292,9 +288,9 @@ async def _send_gated(
                 half.order_kept = False
 
     gate = Gate(settings.capacity, name="herd", hooks=[OrderHook()])
-    transport = GateTransport(gate, httpx.AsyncHTTPTransport(limits=limits))
+    transport = GateTransport(gate, httpx.AsyncHTTPTransport(limits=_NO_LIMITS))
 
-    async def send(request: Request) -> None:
+    async def send(request: Request) -> None:  # noqa: ASYNC910 - sending is a checkpoint, also where it fails
         extensions = {"mlxgate": {"priority": request.priority, "hold_timeout": limit}}
         arrived = trio.current_time()
         try:
@@ -304,9 +300,7 @@ async def _send_gated(
         request.served = trio.current_time() - arrived - request.waited
         report("through the gate", half)
 
-    async with httpx.AsyncClient(
-        base_url=settings.base_url, headers=headers, timeout=timeout, transport=transport
-    ) as client:
+    async with _client(settings, transport) as client:
         await _send_all(half, send)
 
 
@@ -333,7 +327,7 @@ async def _post(
     except httpx.TransportError as error:
         request.outcome = "failed"
         request.error = _say(error)
-        return
+        return  # noqa: ASYNC910 - sending is a checkpoint, also where it fails
     request.waited = response.extensions.get("mlxgate", {}).get("waited", 0.0)
     request.error = _problem(response)
     request.outcome = "failed" if request.error else "answered"

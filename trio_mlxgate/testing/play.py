@@ -192,7 +192,7 @@ class _Player:
         self.passed = undecided
 
     async def call(self, call: _Call) -> None:
-        """One call, from asking to its end; says of itself what became of it. A checkpoint unless it need not wait."""
+        """One call, from asking to its end; says of itself what became of it. A checkpoint if the call is one."""
         try:
             with call.scope:
                 await self._call(call)
@@ -201,7 +201,7 @@ class _Player:
                 self.releasing = None
             call.over = True
 
-    async def _call(self, call: _Call) -> None:
+    async def _call(self, call: _Call) -> None:  # noqa: ASYNC910 - some kinds of call end at once
         arrive, gate = call.arrive, self.gate
         asked_at = trio.current_time()
         entered_at = math.nan
