@@ -229,9 +229,11 @@ class Gate:
         """A slot was given back, which let others in: let their tasks run, and only then tell anybody."""
         for other in granted:
             reschedule(other.waiter)
-        if self._released_wanted():
+        wanted = self._released_wanted
+        if wanted():
             self._tell(Released, ticket)
-        if self._granted_wanted():
+        wanted = self._granted_wanted
+        if granted and wanted():
             for other in granted:
                 self._tell(Granted, other)
 

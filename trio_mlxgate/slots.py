@@ -20,7 +20,7 @@ from trio.lowlevel import (
 from trio_mlxgate.core.admission import Ticket, TicketState
 from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.errors import WaitTooLong
-from trio_mlxgate.instrumentation import Granted, Queued
+from trio_mlxgate.instrumentation import Granted, Queued, Released
 from trio_mlxgate.priority import Priority, check_priority
 
 if TYPE_CHECKING:
@@ -41,14 +41,11 @@ _GRANTED: Final = TicketState.GRANTED
 class Slot(Ticket):
     """A slot of a gate, from asking for it to giving it back. Made by the gate's methods; used once."""
 
+    __slots__ = ("_admission", "_loan", "_scope", "_tied", "gate", "task", "waiter")
+
     _admission: Admission[Slot]
     waiter: Task
     """The task to wake when the wait ends."""
-    task: Task | None = None
-    """The task that owns the slot; None before it does and after, and of a slot that an object holds."""
-    _scope: trio.CancelScope | None = None
-    _loan: Loan | None = None
-    _tied = False
 
     def __init__(self, gate: Gate, priority: int, hold_timeout: float, max_wait: float) -> None:
         # What nearly every call has is known to be good; to look at it again would cost as much as the rest.
@@ -60,10 +57,21 @@ class Slot(Ticket):
             check_seconds("max_wait", max_wait)
         self.gate = gate
         """The gate that the slot belongs to."""
+        # What Ticket.__init__ does; to call it would cost more than all these.
         self.priority = priority
         """The priority that was asked for."""
         self.hold_timeout = hold_timeout
         self.max_wait = max_wait
+        self.state = _NEW
+        self.seq = 0
+        self.arrived_at = self.granted_at = 0.0
+        self.hold_deadline = inf
+        self.detached = False
+        self.task: Task | None = None
+        """The task that owns the slot; None before it does and after, and of a slot that an object holds."""
+        self._scope: trio.CancelScope | None = None
+        self._loan: Loan | None = None
+        self._tied = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of gate {self.gate.name!r}, priority {self.priority}, {self.state.value}>"
@@ -79,7 +87,9 @@ class Slot(Ticket):
 
     @deadline.setter
     def deadline(self, deadline: float) -> None:
-        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or math.isnan(deadline):
+        # Callers without a type checker may give anything.
+        given: object = deadline
+        if isinstance(given, bool) or not isinstance(given, int | float) or math.isnan(given):
             raise ValueError(
                 f"a deadline must be a time on trio's clock, such as trio.current_time() + 30, not {deadline!r}"
             )
@@ -93,11 +103,15 @@ class Slot(Ticket):
         else:
             self.gate._watch()
 
-    def lend(self, purpose: str) -> Loan:
+    def lend(self, purpose: str, *, hold_timeout: float = inf) -> Loan:
         """Let one thing that outlives a call, such as an open response, run under this owned slot.
 
         While it is on loan no second loan is given, and if the slot's block ends first, the slot goes on being
         held until the loan is released: the bound counts what runs.
+
+        Args:
+          purpose: what it is lent to, for messages.
+          hold_timeout: how many seconds from now the loan may take; the slot's own deadline holds all the same.
 
         Raises:
           RuntimeError: the slot is on loan already (the message names ``purpose``), or isn't held.
@@ -109,7 +123,7 @@ class Slot(Ticket):
                 f"this task's slot of gate {self.gate.name!r} serves one open response at a time, and "
                 f"{self._loan.purpose} is still open: read it to its end or close it first"
             )
-        self._loan = Loan(self, purpose)
+        self._loan = Loan(self, purpose, self.gate._clock() + hold_timeout)
         return self._loan
 
     # ---- what the kinds of slot share ----
@@ -137,7 +151,8 @@ class Slot(Ticket):
         self.state = _ASKING
         self._admission = admission = gate._admission
         try:
-            if admission.admits():
+            # A look without a call, since it says only which checkpoint is due; who may go is the core's to say, below.
+            if admission.in_flight < admission.capacity:
                 await checkpoint()
             else:
                 await checkpoint_if_cancelled()
@@ -150,9 +165,12 @@ class Slot(Ticket):
                 f"all slots of gate {gate.name!r} are held by open responses of this task, which would wait "
                 "for itself: read them to their end or close them first, or read them in a task of their own"
             )
-        admission.request(self, gate._clock())
+        # Here and below: a function that an attribute holds is called faster by way of a local name.
+        clock = gate._clock
+        admission.request(self, clock())
         if self.state is _GRANTED:
-            if gate._granted_wanted():
+            wanted = gate._granted_wanted
+            if wanted():
                 gate._tell(Granted, self)
         else:
             if self.state is not _WAITING:
@@ -164,7 +182,8 @@ class Slot(Ticket):
             except BaseException:
                 gate._wake(admission.cancel(self, gate._clock()))
                 raise
-            if gate._queued_wanted():
+            wanted = gate._queued_wanted
+            if wanted():
                 gate._tell(Queued, self)
             # The giver records the grant, so once this returns there is nothing left that could fail.
             await wait_task_rescheduled(self._abort)
@@ -190,9 +209,11 @@ class Slot(Ticket):
     def _leave(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        """Leave a block with a hold budget: close its scope, and give the slot back whatever happens."""
+        """Leave a block: close its scope, if there is a hold budget, and give the slot back whatever happens."""
         scope = self._scope
-        assert scope is not None
+        if scope is None:
+            self._give_back()
+            return None
         try:
             # May raise: a generator that was abandoned inside the block is closed from another task.
             suppress = scope.__exit__(exc_type, exc, tb)
@@ -212,13 +233,13 @@ class Slot(Ticket):
         if self._loan is not None:
             gate._tied.add(self._loan)
             return
-        granted = self._admission.release(self, gate._clock())
-        if granted or gate._released_wanted():
-            gate._released(self, granted)
+        gate._released(self, self._admission.release(self, gate._clock()))
 
 
 class AsyncSlot(Slot):
     """What :meth:`Gate.slot` returns: ``async with`` it once; entering gives the slot itself."""
+
+    __slots__ = ()
 
     __aenter__ = Slot._acquire
 
@@ -227,14 +248,29 @@ class AsyncSlot(Slot):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
         """Give the slot back. Never a checkpoint. Raises trio.TooSlowError if ``hold_timeout`` ended the body."""
-        if self._scope is not None:
+        if self._scope is not None or self._loan is not None or self.task is None:
             return self._leave(exc_type, exc, tb)
-        self._give_back()
+        # As _give_back, without the call: this is the path that nearly all calls take.
+        gate = self.gate
+        del gate._owners[self.task]
+        self.task = None
+        admission = self._admission
+        # With nobody to let in the core has no use for the time, and to ask for it is not free.
+        clock = gate._clock
+        granted = admission.release(self, clock() if admission._line.length else self.granted_at)
+        if granted:
+            gate._released(self, granted)
+        else:
+            wanted = gate._released_wanted
+            if wanted():
+                gate._tell(Released, self)
         return None
 
 
 class SyncSlot(Slot):
     """What :meth:`Gate.slot_nowait` returns: ``with`` it once; entering gives the slot itself, or WouldBlock."""
+
+    __slots__ = ()
 
     @enable_ki_protection
     def __enter__(self) -> Self:
@@ -269,10 +305,11 @@ class SyncSlot(Slot):
 class DetachedSlot(Slot):
     """A slot that belongs to an object: to be given back with :meth:`release`, by any task of the gate's run."""
 
-    detached = True
+    __slots__ = ("holder",)
 
     def __init__(self, gate: Gate, priority: int, hold_timeout: float, max_wait: float, tied: bool) -> None:
         super().__init__(gate, priority, hold_timeout, max_wait)
+        self.detached = True
         self._tied = tied
         self.holder: Task | None = None
         """Of a tied slot: the task that will give it back."""
@@ -306,20 +343,22 @@ class DetachedSlot(Slot):
 class Loan:
     """An owned slot on loan to one thing that outlives a call; see :meth:`Slot.lend`."""
 
-    def __init__(self, slot: Slot, purpose: str) -> None:
+    waited = 0.0
+    """For how many seconds the loan stood in a queue: it never does."""
+
+    def __init__(self, slot: Slot, purpose: str, deadline: float) -> None:
         self.slot = slot
         """The slot that is lent."""
         self.purpose = purpose
         """What it is lent to, for messages."""
         self.holder: Task | None = current_task()
         """The task that will release the loan."""
-        self.deadline = slot.deadline
-        """The time on trio's clock at which whoever works under the loan is to stop; inf for none."""
+        self._deadline = deadline
 
     @property
-    def waited(self) -> float:
-        """For how many seconds the slot's call stood in the queue."""
-        return self.slot.waited
+    def deadline(self) -> float:
+        """The time on trio's clock at which whoever works under the loan is to stop; inf for none."""
+        return min(self._deadline, self.slot.deadline)
 
     def adopt(self) -> None:
         """The current task is the one that will release the loan."""

@@ -21,12 +21,14 @@ class PriorityLine(Generic[T]):
     or goes, c being the number of classes in use. A removed item leaves nothing behind.
     """
 
-    __slots__ = ("_classes", "_priorities", "length")
+    __slots__ = ("_best", "_classes", "_priorities", "length")
 
     def __init__(self) -> None:
         # OrderedDict, not dict: taking the first of a dict steps over every entry that was deleted there.
         self._classes: dict[int, OrderedDict[T, None]] = {}
         self._priorities: IndexedHeap[int] = IndexedHeap()
+        # The class that goes first, or None: kept, since it changes only when a class comes or goes.
+        self._best: OrderedDict[T, None] | None = None
         self.length = 0
         """How many items there are; as len(), for those who ask at every step. To be read only."""
 
@@ -42,8 +44,7 @@ class PriorityLine(Generic[T]):
         """Put ``item`` behind all of its class. It must not be in the queue already."""
         line = self._classes.get(priority)
         if line is None:
-            line = self._classes[priority] = OrderedDict()
-            self._priorities.push(priority, priority)
+            line = self._open(priority)
         line[item] = None
         self.length += 1
 
@@ -53,18 +54,17 @@ class PriorityLine(Generic[T]):
         del line[item]
         self.length -= 1
         if not line:
-            del self._classes[priority]
-            self._priorities.remove(priority)
+            self._close(priority)
 
     def take_first(self) -> T:
         """Take out the item that goes first. Raises IndexError if the queue is empty."""
-        priority = self._priorities.first()
-        line = self._classes[priority]
+        line = self._best
+        if line is None:
+            raise IndexError("nobody is in the queue")
         item, _ = line.popitem(last=False)
         self.length -= 1
         if not line:
-            del self._classes[priority]
-            self._priorities.remove(priority)
+            self._close(self._priorities.first())
         return item
 
     def sizes(self) -> dict[int, int]:
@@ -74,3 +74,15 @@ class PriorityLine(Generic[T]):
     def heads(self) -> list[T]:
         """The first of each class, in no particular order."""
         return [next(iter(line)) for line in self._classes.values()]
+
+    def _open(self, priority: int) -> OrderedDict[T, None]:
+        line: OrderedDict[T, None] = OrderedDict()
+        self._classes[priority] = line
+        self._priorities.push(priority, priority)
+        self._best = self._classes[self._priorities.first()]
+        return line
+
+    def _close(self, priority: int) -> None:
+        del self._classes[priority]
+        self._priorities.remove(priority)
+        self._best = self._classes[self._priorities.first()] if self._classes else None

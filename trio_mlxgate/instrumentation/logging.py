@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +45,13 @@ class LoggingHook:
 
     def interest(self, kind: type[Details]) -> Callable[[], bool]:
         """Whether the logger lets the level of this kind through, asked anew at each event."""
-        return functools.partial(self._logger.isEnabledFor, _LINES[kind].level)
+        enabled, level = self._logger.isEnabledFor, _LINES[kind].level
+
+        # Not functools.partial: the interpreter calls a Python function from another one without leaving its loop.
+        def interested() -> bool:
+            return enabled(level)
+
+        return interested
 
     def __call__(self, details: Details) -> None:
         """Write one line."""

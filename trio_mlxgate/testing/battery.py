@@ -66,7 +66,7 @@ def check_gate(factory: GateFactory, *, rounds: int = 300, seed: int = 0) -> Non
 
 
 def random_events(source: random.Random) -> list[Event]:
-    """A random sequence of up to 60 events for :func:`trio_mlxgate.testing.play.play`."""
+    """A random sequence of up to some 100 events for :func:`trio_mlxgate.testing.play.play`."""
     limits = (math.inf, math.inf, math.inf, 0.0, 0.5, 2.0)
     priorities = (0, 0, 100, 100, 50, -3)
 
@@ -85,7 +85,15 @@ def random_events(source: random.Random) -> list[Event]:
         Settle,
         lambda: Sleep(source.choice((0.25, 0.5, 1.0, 400.0))),
     )
-    return [source.choice(makers)() for _ in range(source.randint(1, 60))]
+    events: list[Event] = []
+    for _ in range(source.randint(1, 60)):
+        if source.random() < 0.1:
+            # A waiter that is cancelled just when it is granted a slot: too rare to be left to single events.
+            ticks = [Tick()] * source.randrange(4)
+            events += [Arrive(0), Settle(), Arrive(0), Settle(), End(index()), *ticks, Cancel(source.randrange(6))]
+        else:
+            events.append(source.choice(makers)())
+    return events
 
 
 # ---- the random sequences ----

@@ -1,0 +1,151 @@
+"""What is compared: the gate beside trio's own primitives, each used as its documentation says to use it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+import attrs
+import trio
+
+from trio_mlxgate import Gate
+from trio_mlxgate.priority import DEFAULT_PRIORITY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+
+@attrs.define
+class Race:
+    """Counts down the operations of all tasks together and stops the clock at the last one."""
+
+    left: int
+    """How many operations are still to be done."""
+
+    finished: float = 0.0
+    """When the last one was done, as :func:`cpu_seconds` has it."""
+
+
+def cpu_seconds() -> float:
+    """The CPU time of this process, in seconds: other processes on the machine disturb it less than wall time."""
+    return time.process_time()
+
+
+class Subject(Protocol):
+    """One thing to measure, fresh in each sample."""
+
+    def one(self) -> AbstractAsyncContextManager[object]:
+        """A context manager for one use; for the parts of a workload that are not timed."""
+        ...
+
+    async def repeat(self, times: int) -> None:
+        """Take and give back ``times`` times, with an empty body."""
+        ...
+
+    async def compete(self, race: Race, priority: int) -> None:
+        """Take and give back until the race is over."""
+        ...
+
+
+class Primitive:
+    """A primitive of trio: one object, ``async with`` it."""
+
+    def __init__(self, primitive: AbstractAsyncContextManager[object]) -> None:
+        self._primitive = primitive
+
+    def one(self) -> AbstractAsyncContextManager[object]:
+        """The primitive itself."""
+        return self._primitive
+
+    async def repeat(self, times: int) -> None:  # noqa: ASYNC910 - none if there is nothing to do
+        """Take and give back ``times`` times."""
+        primitive = self._primitive
+        for _ in range(times):
+            async with primitive:
+                pass
+
+    async def compete(self, race: Race, priority: int) -> None:  # noqa: ASYNC910 - none if there is nothing to do
+        """Take and give back until the race is over. It knows no priorities: ``priority`` is not used."""
+        primitive = self._primitive
+        while race.left > 0:
+            async with primitive:
+                race.left -= 1
+                if race.left == 0:
+                    race.finished = cpu_seconds()
+
+
+class Gated:
+    """A gate: ``async with gate.slot()``. The bodies are those of :class:`Primitive`, letter by letter."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def one(self) -> AbstractAsyncContextManager[object]:
+        """A slot."""
+        return self._gate.slot()
+
+    async def repeat(self, times: int) -> None:  # noqa: ASYNC910 - none if there is nothing to do
+        """Take and give back ``times`` times."""
+        gate = self._gate
+        for _ in range(times):
+            async with gate.slot():
+                pass
+
+    async def compete(self, race: Race, priority: int) -> None:  # noqa: ASYNC910 - none if there is nothing to do
+        """Take and give back until the race is over."""
+        gate = self._gate
+        if priority == DEFAULT_PRIORITY:
+            while race.left > 0:
+                async with gate.slot():
+                    race.left -= 1
+                    if race.left == 0:
+                        race.finished = cpu_seconds()
+        else:
+            while race.left > 0:
+                async with gate.slot(priority):
+                    race.left -= 1
+                    if race.left == 0:
+                        race.finished = cpu_seconds()
+
+
+class LotLimiter:
+    """The least that bounds anything: a flag, and a bare ParkingLot to wait in. It checks and counts nothing."""
+
+    def __init__(self) -> None:
+        self._lot = trio.lowlevel.ParkingLot()
+        self._taken = False
+
+    async def __aenter__(self) -> Self:
+        if self._taken:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+        if self._taken:
+            await self._lot.park()
+        else:
+            self._taken = True
+        return self
+
+    async def __aexit__(  # noqa: ASYNC910 - leaving is no checkpoint, as in all that is compared
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if not self._lot.unpark():
+            self._taken = False
+
+
+REFERENCE: Final = "trio.CapacityLimiter"
+"""The subject that the ratios refer to."""
+
+SHIPPED: Final = "Gate"
+"""The gate as it is shipped: statistics on, log lines attached, the root logger at WARNING."""
+
+SUBJECTS: Final[dict[str, Callable[[], Subject]]] = {
+    REFERENCE: lambda: Primitive(trio.CapacityLimiter(1)),
+    "trio.Semaphore": lambda: Primitive(trio.Semaphore(1)),
+    "ParkingLot": lambda: Primitive(LotLimiter()),
+    SHIPPED: lambda: Gated(Gate(1)),
+    "Gate, hooks=()": lambda: Gated(Gate(1, hooks=())),
+}
+"""How to make each subject, by the name that the table gives it."""
