@@ -126,6 +126,7 @@ class Gate:
         """
         return SyncSlot(self, priority, hold_timeout, 0.0)
 
+    @enable_ki_protection
     async def acquire_detached(
         self,
         priority: int = DEFAULT_PRIORITY,
@@ -178,6 +179,7 @@ class Gate:
             self._check_run()
         self._wake(self._admission.set_capacity(capacity, self._clock()))
 
+    @enable_ki_protection
     def statistics(self) -> GateStatistics:
         """A snapshot, exact in every scheduler step; never waits. To be asked in the gate's run, or outside any."""
         if trio.lowlevel.in_trio_run() and self._run_is_over():
@@ -250,10 +252,9 @@ class Gate:
         alarm = self._admission.next_alarm()
         if self._watch_scope is None:
             if alarm < math.inf:
-                self._watch_scope = trio.CancelScope(deadline=alarm)
-                trio.lowlevel.spawn_system_task(
-                    self._keep_watch, self._watch_scope, name=f"watch of gate {self.name!r}"
-                )
+                scope = trio.CancelScope(deadline=alarm)
+                trio.lowlevel.spawn_system_task(self._keep_watch, scope, name=f"watch of gate {self.name!r}")
+                self._watch_scope = scope
         elif alarm < self._watch_scope.deadline:
             self._watch_scope.deadline = alarm
 

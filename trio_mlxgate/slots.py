@@ -160,7 +160,7 @@ class Slot(Ticket):
             admission.turn_away(self)
             raise
         if self._tied and not admission.admits() and gate._waits_for_itself(task):
-            admission.turn_away(self)
+            self.state = TicketState.REJECTED
             raise RuntimeError(
                 f"all slots of gate {gate.name!r} are held by open responses of this task, which would wait "
                 "for itself: read them to their end or close them first, or read them in a task of their own"
@@ -228,7 +228,7 @@ class Slot(Ticket):
         gate = self.gate
         # Not the current task: a generator that was abandoned inside the block is closed from another one.
         if self.task is not None:
-            del gate._owners[self.task]
+            gate._owners.pop(self.task, None)  # not there if its run has ended and the gate serves another
             self.task = None
         if self._loan is not None:
             gate._tied.add(self._loan)
@@ -252,7 +252,7 @@ class AsyncSlot(Slot):
             return self._leave(exc_type, exc, tb)
         # As _give_back, without the call: this is the path that nearly all calls take.
         gate = self.gate
-        del gate._owners[self.task]
+        gate._owners.pop(self.task, None)
         self.task = None
         admission = self._admission
         # With nobody to let in the core has no use for the time, and to ask for it is not free.

@@ -141,9 +141,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         overdue = [
             ticket
             for ticket in self.held
-            if ticket.detached
-            and ticket.hold_deadline + OVERDUE_GRACE <= self.now
-            and ticket.seq not in self.overdue
+            if ticket.detached and ticket.hold_deadline + OVERDUE_GRACE <= self.now and ticket.seq not in self.overdue
         ]
         assert sorted(passed.overdue, key=lambda ticket: ticket.seq) == sorted(overdue, key=lambda ticket: ticket.seq)
         self.overdue.update(ticket.seq for ticket in overdue)

@@ -57,7 +57,5 @@ def test_line_is_strict_priority_then_first_come(steps: list[int | str | None]) 
             model.remove(min(model))
         assert list(line) == [item for _, item in sorted(model)]
         assert len(line) == line.length == len(model)
-        assert list(line.sizes().items()) == [
-            (p, sum(q == p for q, _ in model)) for p in sorted({q for q, _ in model})
-        ]
+        assert list(line.sizes().items()) == [(p, sum(q == p for q, _ in model)) for p in sorted({q for q, _ in model})]
         assert sorted(line.heads()) == sorted(min(i for q, i in model if q == p) for p in {q for q, _ in model})

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class GateStatistics:
-    """A snapshot of a gate. ``admitted + cancelled + rejected + tasks_waiting`` is the number of calls so far."""
+    """A snapshot of a gate. ``admitted + cancelled + rejected + tasks_waiting`` is the number of calls so far.
+
+    A call that is a mistake of the program, and raises RuntimeError, is no call to the gate and counts nowhere.
+    """
 
     capacity: int
     """How many slots there are."""

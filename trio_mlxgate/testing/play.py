@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 class GateLike(Protocol):
     """What the laws ask of an implementation: the face of :class:`trio_mlxgate.Gate`."""
 
-    capacity: int
+    @property
+    def capacity(self) -> int:
+        """As :attr:`trio_mlxgate.Gate.capacity`."""
+        ...
+
+    @capacity.setter
+    def capacity(self, capacity: int) -> None: ...
 
     def slot(
         self, priority: int = ..., *, hold_timeout: float = ..., max_wait: float = ...

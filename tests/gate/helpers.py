@@ -1,0 +1,60 @@
+"""What the tests of the gate share: a log with times, jobs, holders, a run on the virtual clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from trio_mlxgate import Gate, Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+FOREGROUND, BACKGROUND = Priority.FOREGROUND, Priority.BACKGROUND
+
+
+class Log:
+    """What happened, and when, in seconds since the log was made."""
+
+    def __init__(self) -> None:
+        self.start = trio.current_time()
+        self.lines: list[tuple[float, str]] = []
+
+    def __call__(self, what: str) -> None:
+        self.lines.append((trio.current_time() - self.start, what))
+
+    def of(self, kind: str) -> list[tuple[float, str]]:
+        return [(when, what.removeprefix(kind)) for when, what in self.lines if what.startswith(kind)]
+
+
+async def job(gate: Gate, log: Log, name: str, priority: int, seconds: float, delay: float = 0) -> None:
+    """Come after ``delay`` seconds, ask, and work for ``seconds``."""
+    await trio.sleep(delay)
+    async with gate.slot(priority):
+        log(f"+{name}")
+        await trio.sleep(seconds)
+        log(f"-{name}")
+
+
+async def holder(  # noqa: ASYNC114 - flake8 need not know it by name
+    gate: Gate,
+    end: trio.Event,
+    priority: int = BACKGROUND,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Hold a slot until ``end``. With ``nursery.start`` it returns when the slot is held."""
+    async with gate.slot(priority):
+        task_status.started()
+        await end.wait()
+
+
+async def in_a_task_of_its_own(work: Callable[[], Awaitable[object]]) -> None:
+    async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - the task is what matters
+        nursery.start_soon(work)
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    return trio.run(main, clock=MockClock(autojump_threshold=0))

@@ -1,0 +1,173 @@
+"""Log lines and hooks."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, job, run
+from trio_mlxgate import Gate
+from trio_mlxgate.instrumentation import Details, Granted, LoggingHook, Overdue, Queued, Released, Starving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.testing import MockClock
+
+
+class Recorder:
+    """A hook that writes down all details, of the kinds that it is made for."""
+
+    def __init__(self, *kinds: type[Details]) -> None:
+        self.kinds = kinds or (Queued, Granted, Released, Starving, Overdue)
+        self.details: list[Details] = []
+
+    def interest(self, kind: type[Details]) -> Callable[[], bool]:
+        return lambda: kind in self.kinds
+
+    def __call__(self, details: Details) -> None:
+        self.details.append(details)
+
+
+async def test_the_log_lines_and_their_numbers(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="trio_mlxgate.gate")
+    gate = Gate(1, name="macmini")
+    async with trio.open_nursery() as nursery:
+        log = Log()
+        nursery.start_soon(job, gate, log, "digest", BACKGROUND, 1.5)
+        nursery.start_soon(job, gate, log, "digest", BACKGROUND, 2, 0.5)
+        nursery.start_soon(job, gate, log, "person", FOREGROUND, 0.25, 1)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "dispatch gate=macmini priority=100 seq=1 wait_ms=0.0 queue_length=0"),
+        ("DEBUG", "enqueue gate=macmini priority=100 seq=2 queue_length=1"),
+        ("DEBUG", "enqueue gate=macmini priority=0 seq=3 queue_length=2"),
+        ("DEBUG", "release gate=macmini priority=100 seq=1 duration_ms=1500.0"),
+        ("INFO", "dispatch gate=macmini priority=0 seq=3 wait_ms=500.0 queue_length=1"),
+        ("DEBUG", "release gate=macmini priority=0 seq=3 duration_ms=250.0"),
+        ("INFO", "dispatch gate=macmini priority=100 seq=2 wait_ms=1250.0 queue_length=0"),
+        ("DEBUG", "release gate=macmini priority=100 seq=2 duration_ms=2000.0"),
+    ]
+    assert {record.name for record in caplog.records} == {"trio_mlxgate.gate"}
+    dispatch = caplog.records[4]
+    numbers = {name: getattr(dispatch, name) for name in ("gate", "priority", "seq", "wait_ms", "queue_length")}
+    assert numbers == {"gate": "macmini", "priority": 0, "seq": 3, "wait_ms": 500.0, "queue_length": 1}
+    assert all(isinstance(record.__dict__["priority"], int) for record in caplog.records)
+
+
+async def test_every_kind_of_event_reaches_a_hook(autojump_clock: MockClock) -> None:
+    hook, deaf = Recorder(), Recorder(Overdue)
+    gate, end = Gate(1, name="macmini", starvation_warning=4, hooks=[hook, deaf]), trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(holder, gate, end)
+        nursery.start_soon(holder, gate, end, FOREGROUND)
+        await trio.sleep(5)
+        end.set()
+    with gate.slot_nowait(7, hold_timeout=10):
+        pass
+    detached = await gate.acquire_detached(hold_timeout=1)
+    await trio.sleep(3)
+    detached.release()
+
+    def told(kind: type[Details], **numbers: Any) -> Details:
+        known: dict[str, Any] = {"gate": "macmini", "queue_length": 0, "waited": 0, "held": 0}
+        return kind(**(known | numbers))
+
+    assert hook.details == [
+        told(Granted, priority=100, seq=1),
+        told(Queued, priority=0, seq=2, queue_length=1),
+        told(Starving, priority=0, seq=2, queue_length=1, waited=4),
+        told(Released, priority=100, seq=1, held=5),
+        told(Granted, priority=0, seq=2, waited=5),
+        told(Released, priority=0, seq=2, waited=5),
+        told(Granted, priority=7, seq=3),
+        told(Released, priority=7, seq=3),
+        told(Granted, priority=100, seq=4),
+        told(Overdue, priority=100, seq=4, held=2),
+        told(Released, priority=100, seq=4, held=3),
+    ]
+    assert [type(details) for details in deaf.details] == [Overdue]
+
+
+async def test_a_hook_that_raises_is_logged_and_taken_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Recorder):
+        def __call__(self, details: Details) -> None:
+            super().__call__(details)
+            raise ValueError("the hook's own trouble")
+
+    failing, good = Failing(), Recorder()
+    gate = Gate(1, hooks=[failing, good])
+    for _ in range(2):
+        async with gate.slot():
+            pass
+    assert len(failing.details) == 1
+    assert [type(details) for details in good.details] == [Granted, Released] * 2
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "the hook's own trouble" in caplog.text
+    assert gate.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("kind", [Queued, Granted, Released, Starving, Overdue])
+async def test_a_hook_that_raises_at_any_event_harms_no_call(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, kind: type[Details]
+) -> None:
+    class Failing(Recorder):
+        def __call__(self, details: Details) -> None:
+            super().__call__(details)
+            raise ValueError("the hook's own trouble")
+
+    failing = Failing(kind)
+    gate, log = Gate(1, starvation_warning=1, hooks=[failing]), Log()
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(job, gate, log, str(number), BACKGROUND, 2, number * 0.1)
+    slot = await gate.acquire_detached(hold_timeout=1)
+    await trio.sleep(5)
+    slot.release()
+    assert log.of("+") == [(0, "0"), (2, "1"), (4, "2")]
+    assert [type(details) for details in failing.details] == [kind]
+    assert len(caplog.records) == 1
+    assert (gate.statistics().in_flight, gate.statistics().admitted) == (0, 4)
+
+
+async def test_a_hook_may_use_the_gate() -> None:
+    """A hook is called when the step that it tells of is done: what it sees, and does, is consistent."""
+    seen: list[tuple[str, int, int]] = []
+
+    class Looking(Recorder):
+        def __call__(self, details: Details) -> None:
+            statistics = gate.statistics()
+            seen.append((type(details).__name__, statistics.in_flight, statistics.tasks_waiting))
+            if isinstance(details, Queued):
+                gate.capacity = 2
+
+    gate, end = Gate(1, hooks=[Looking()]), trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(holder, gate, end)
+        await nursery.start(holder, gate, end)
+        end.set()
+    assert seen == [("Granted", 1, 0), ("Queued", 1, 1), ("Granted", 2, 0), ("Released", 1, 0), ("Released", 0, 0)]
+
+
+async def test_a_hook_of_logging_can_write_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    gate = Gate(1, hooks=[LoggingHook(logging.getLogger("elsewhere"))])
+    async with gate.slot():
+        pass
+    assert [record.name for record in caplog.records] == ["elsewhere"]
+
+
+def test_a_gate_without_hooks_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> None:
+        gate = Gate(1, hooks=())
+        async with gate.slot():
+            pass
+
+    run(main)
+    assert not caplog.records
