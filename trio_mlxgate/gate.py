@@ -222,7 +222,8 @@ class Gate:
     def _wake(self, granted: list[Slot]) -> None:
         """Let the tasks run to which the core has granted slots."""
         for ticket in granted:
-            reschedule(ticket.waiter)
+            if ticket.waiter is not None:
+                reschedule(ticket.waiter)
         if granted and self._granted_wanted():
             for ticket in granted:
                 self._tell(Granted, ticket)
@@ -230,7 +231,8 @@ class Gate:
     def _released(self, ticket: Slot, granted: list[Slot]) -> None:
         """A slot was given back, which let others in: let their tasks run, and only then tell anybody."""
         for other in granted:
-            reschedule(other.waiter)
+            if other.waiter is not None:
+                reschedule(other.waiter)
         wanted = self._released_wanted
         if wanted():
             self._tell(Released, ticket)
@@ -277,6 +279,7 @@ class Gate:
         for ticket in passed.expired:
             waited = self._clock() - ticket.arrived_at
             message = f"no slot of gate {self.name!r} within max_wait: waited {waited:.3g} s"
+            assert ticket.waiter is not None
             reschedule(ticket.waiter, outcome.Error(WaitTooLong(message)))
         self._wake(passed.granted)
         for ticket in passed.starving:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 import trio
 from trio.lowlevel import (
     Abort,
+    cancel_shielded_checkpoint,
     checkpoint,
     checkpoint_if_cancelled,
     current_task,
@@ -44,8 +45,8 @@ class Slot(Ticket):
     __slots__ = ("_admission", "_loan", "_scope", "_tied", "gate", "task", "waiter")
 
     _admission: Admission[Slot]
-    waiter: Task
-    """The task to wake when the wait ends."""
+    waiter: Task | None
+    """The task to wake when the wait ends; None while there is none that sleeps."""
 
     def __init__(self, gate: Gate, priority: int, hold_timeout: float, max_wait: float) -> None:
         # What nearly every call has is known to be good; to look at it again would cost as much as the rest.
@@ -72,6 +73,7 @@ class Slot(Ticket):
         self._scope: trio.CancelScope | None = None
         self._loan: Loan | None = None
         self._tied = False
+        self.waiter = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of gate {self.gate.name!r}, priority {self.priority}, {self.state.value}>"
@@ -175,7 +177,6 @@ class Slot(Ticket):
         else:
             if self.state is not _WAITING:
                 raise WaitTooLong(f"no slot of gate {gate.name!r} is free, and max_wait=0 leaves no time to wait")
-            self.waiter = task
             try:
                 if gate._watch_scope is None or self.max_wait < inf:
                     gate._watch()
@@ -185,8 +186,13 @@ class Slot(Ticket):
             wanted = gate._queued_wanted
             if wanted():
                 gate._tell(Queued, self)
-            # The giver records the grant, so once this returns there is nothing left that could fail.
-            await wait_task_rescheduled(self._abort)
+            if self.state is _WAITING:
+                self.waiter = task
+                # The giver records the grant, so once this returns there is nothing left that could fail.
+                await wait_task_rescheduled(self._abort)
+            else:
+                # A hook that was told of the wait has raised the capacity: the slot is here before the task slept.
+                await cancel_shielded_checkpoint()  # type: ignore[unreachable] # mypy takes the state for settled
         if self.detached:
             self._hold_detached(task)
         else:

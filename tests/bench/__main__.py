@@ -12,8 +12,9 @@ Each is measured in rounds; a round holds one sample of each subject, in random 
 own. A number is the median over the rounds, a ratio the median of the ratios to trio.CapacityLimiter within a round,
 in brackets the middle half of them. Time is CPU time of this process. The body is empty and the same for all, all
 are entered with ``async with``, all have capacity 1. What was imported is frozen (gc.freeze); the garbage collector
-runs before each sample and is off during it, for all alike. "Gate" is the gate as it is shipped: statistics on, log lines attached, the root logger at WARNING, so that no
-line is written; "ParkingLot" is a flag and a bare trio.lowlevel.ParkingLot, which checks and counts nothing.
+runs before each sample and is off during it, for all alike. "Gate" is the gate as it is shipped: statistics on,
+log lines attached, the root logger at WARNING, so that no line is written; "ParkingLot" is a flag and a bare
+trio.lowlevel.ParkingLot, which checks and counts nothing. All takes some five minutes; see also ``--only``.
 
 What is not measured: the starting and ending of tasks, log lines that are written, ``hold_timeout`` and
 ``max_wait`` (each adds what a trio.CancelScope or an alarm costs), memory, and other clocks and event loops. An

@@ -84,7 +84,7 @@ def workloads(*, quick: bool) -> list[Workload]:
         sizes: tuple[int, ...] = (10, 100)
     else:
         # Short samples and many rounds: what disturbs one sample then seldom disturbs most of them.
-        short, times, large, many, few = 1_000, 5_000, 20_000, 201, 9
+        short, times, large, many, few = 1_000, 5_000, 20_000, 201, 5
         sizes = (100, 1_000, 10_000, 100_000)
     partial = functools.partial
     rows = [

@@ -153,6 +153,25 @@ async def test_a_hook_may_use_the_gate() -> None:
     assert seen == [("Granted", 1, 0), ("Queued", 1, 1), ("Granted", 2, 0), ("Released", 1, 0), ("Released", 0, 0)]
 
 
+async def test_a_hook_lets_a_call_in_before_its_task_sleeps_and_that_is_cancelled() -> None:
+    class Raising(Recorder):
+        def __call__(self, details: Details) -> None:
+            if isinstance(details, Queued):
+                gate.capacity = 2
+                scope.cancel()
+
+    gate, end, scope = Gate(1, hooks=[Raising()]), trio.Event(), trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(holder, gate, end)
+        with scope:
+            async with gate.slot():
+                assert gate.statistics().in_flight == 2
+                await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        assert gate.statistics().in_flight == 1
+        end.set()
+
+
 async def test_a_hook_of_logging_can_write_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     gate = Gate(1, hooks=[LoggingHook(logging.getLogger("elsewhere"))])
