@@ -60,7 +60,12 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
             r"            more -= 1\n"
             r"            ticket = self._line.take_first()\n"
             r"            self._forget_wait(ticket)\n"
-            r"            self._grant(ticket, now)\n"
+            r"            self.in_flight += 1\n"
+            r"            self._admitted += 1\n"
+            r"            ticket.state = GRANTED\n"
+            r"            ticket.granted_at = now\n"
+            r"            if ticket.hold_timeout < math.inf:\n"
+            r"                self.set_deadline(ticket, now + ticket.hold_timeout)\n"
             r"            granted.append(ticket)\n"
             r"        return granted",
         ),

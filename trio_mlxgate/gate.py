@@ -233,11 +233,9 @@ class Gate:
         for other in granted:
             if other.waiter is not None:
                 reschedule(other.waiter)
-        wanted = self._released_wanted
+        wanted = self._handover_wanted
         if wanted():
             self._tell(Released, ticket)
-        wanted = self._granted_wanted
-        if granted and wanted():
             for other in granted:
                 self._tell(Granted, other)
 
@@ -291,9 +289,10 @@ class Gate:
         hooks = tuple(hooks)
         self._listeners = {kind: tuple((hook, hook.interest(kind)) for hook in hooks) for kind in KINDS}
         # The events of every call have a short way to hear that nobody listens.
-        self._queued_wanted = _any_of(self._listeners[Queued])
-        self._granted_wanted = _any_of(self._listeners[Granted])
-        self._released_wanted = _any_of(self._listeners[Released])
+        self._queued_wanted = _any_of(hooks, Queued)
+        self._granted_wanted = _any_of(hooks, Granted)
+        self._released_wanted = _any_of(hooks, Released)
+        self._handover_wanted = _any_of(hooks, Released, Granted)
 
     def _tell(self, kind: type[Details], ticket: Slot) -> None:
         """Tell the hooks that want to know; one that raises is logged and taken out."""
@@ -324,8 +323,8 @@ def _no_clock() -> float:
     return 0.0
 
 
-def _any_of(listeners: tuple[_Listener, ...]) -> Callable[[], bool]:
-    interests = tuple(interested for _, interested in listeners)
+def _any_of(hooks: tuple[Hook, ...], *kinds: type[Details]) -> Callable[[], bool]:
+    interests = tuple(hook.interest(*kinds) for hook in hooks)
     if not interests:
         return bool  # false without arguments, and the quickest callable there is
     if len(interests) == 1:

@@ -26,8 +26,8 @@ class Recorder:
         self.kinds = kinds or (Queued, Granted, Released, Starving, Overdue)
         self.details: list[Details] = []
 
-    def interest(self, kind: type[Details]) -> Callable[[], bool]:
-        return lambda: kind in self.kinds
+    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+        return lambda: any(kind in self.kinds for kind in kinds)
 
     def __call__(self, details: Details) -> None:
         self.details.append(details)

@@ -279,8 +279,8 @@ async def _send_gated(settings: HerdSettings, half: HalfResult, limit: float, re
     class OrderHook:
         """Looks, at each grant, who waits."""
 
-        def interest(self, kind: type[Details]) -> Callable[[], bool]:
-            return lambda: kind is Granted
+        def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+            return lambda: Granted in kinds
 
         def __call__(self, details: Details) -> None:
             waiting = gate.statistics().waiting_by_priority

@@ -69,11 +69,11 @@ class Hook(Protocol):
     gate goes on.
     """
 
-    def interest(self, kind: type[Details]) -> Callable[[], bool]:
-        """A function that says, at an event of this kind, whether to build its details and call this hook.
+    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+        """A function that says, at an event, whether this hook wants to be called for any of these kinds now.
 
-        Asked for once, when the gate is made; what it returns is called at each event, so that a hook which
-        wants nothing now costs one call.
+        Asked for when the gate is made, once for each kind and for some together; what it returns is called at
+        each event, so that a hook which wants nothing now costs one call.
         """
         ...
 

@@ -43,9 +43,9 @@ class LoggingHook:
     def __init__(self, logger: logging.Logger | None = None) -> None:
         self._logger = logger if logger is not None else logging.getLogger(LOGGER_NAME)
 
-    def interest(self, kind: type[Details]) -> Callable[[], bool]:
-        """Whether the logger lets the level of this kind through, asked anew at each event."""
-        enabled, level = self._logger.isEnabledFor, _LINES[kind].level
+    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+        """Whether the logger lets the level of any of these kinds through, asked anew at each event."""
+        enabled, level = self._logger.isEnabledFor, max(_LINES[kind].level for kind in kinds)
 
         # Not functools.partial: the interpreter calls a Python function from another one without leaving its loop.
         def interested() -> bool:
