@@ -86,8 +86,8 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "a cancellable checkpoint between grant and body": (
         Edit(
             "slots.py",
-            _in_method("_acquire", r"await wait_task_rescheduled\(self\._abort\)"),
-            r"\1\2\n            await checkpoint()",
+            _in_method("_acquire", r"^( +)await wait_task_rescheduled\(self\._abort\)"),
+            r"\1\2\n\3await checkpoint()",
         ),
     ),
     "a checkpoint inside release": (
