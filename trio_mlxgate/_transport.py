@@ -47,6 +47,15 @@ class _Transport(Protocol):
 class Family:
     """What the two families of HTTP client don't share: their classes."""
 
+    name: str
+    """The module of the client."""
+
+    request: type
+    """The class of its requests."""
+
+    transport: type
+    """The class of its asynchronous transports."""
+
     queue_full: Callable[[str], Exception]
     """Makes the error for a full queue."""
 
@@ -163,6 +172,17 @@ class GateTransportBase(Generic[TransportT]):
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = CLOSE_TIMEOUT,
     ) -> None:
+        if gate is not None and not callable(getattr(gate, "acquire_detached", None)):
+            raise TypeError(
+                f"GateTransport's first argument is a Gate, or None for the gate of the run, not {gate!r}; "
+                "the inner transport comes second: GateTransport(gate, transport)"
+            )
+        module = self._family.name
+        if not isinstance(transport, self._family.transport):
+            raise TypeError(
+                f"the inner transport of trio_mlxgate.{module}.GateTransport must be an {module}.AsyncBaseTransport, "
+                f"such as {module}.AsyncHTTPTransport(), not {transport!r}"
+            )
         self.transport = transport
         """The transport that sends the requests."""
         self._gate = gate
@@ -216,6 +236,12 @@ class GateTransportBase(Generic[TransportT]):
 
         Always a checkpoint. If it is cancelled, or fails, the slot is given back.
         """
+        if not isinstance(request, self._family.request):
+            module = type(request).__module__.partition(".")[0]
+            raise TypeError(
+                f"trio_mlxgate.{self._family.name}.GateTransport is for clients of {self._family.name}; "
+                f"a client of {module} needs trio_mlxgate.{module}.GateTransport"
+            )
         options = self._options(request)
         hold = await self._take(request, options)
         try:

@@ -36,7 +36,10 @@ class GateRefused(Exception):
 
 
 class QueueFull(GateRefused):
-    """The queue holds as many waiters as it may; the call was refused at once."""
+    """The queue holds as many waiters as it may; the call was refused at once.
+
+    A :class:`trio_mlxgate.Gate` has no limit of its queue yet and never raises it; a gate of your own may.
+    """
 
     status: ClassVar[int] = 429
     code: ClassVar[str] = "queue_full"

@@ -154,8 +154,19 @@ class Gate:
         await slot._acquire()
         return slot
 
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self):
+            """Say how it is done. Never a checkpoint."""
+            raise TypeError("a gate is entered slot by slot: 'async with gate.slot():'")
+
+        async def __aexit__(self, *_):
+            """Never called. Never a checkpoint."""
+
     def owned_slot(self) -> Slot | None:
         """The slot of this gate that the current task owns, or None. Must be called inside a trio run."""
+        if not trio.lowlevel.in_trio_run():
+            self._bind()  # says what is wrong
         return self._owners.get(current_task())
 
     # ---- looking and steering ----
@@ -190,6 +201,10 @@ class Gate:
 
     def _bind(self) -> None:
         """Make sure that the gate belongs to the current run, starting empty if its last run is over."""
+        if not trio.lowlevel.in_trio_run():
+            raise RuntimeError(
+                f"gate {self.name!r} works inside trio.run(); outside of it, and under asyncio, it can't"
+            )
         token = current_trio_token()
         if token is self._token:
             return

@@ -48,7 +48,13 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
     """
 
     _family = _transport.Family(
-        queue_full=QueueFull, wait_too_long=WaitTooLong, hold_timeout=HoldTimeout, stream=_Stream
+        name="httpx",
+        request=httpx.Request,
+        transport=httpx.AsyncBaseTransport,
+        queue_full=QueueFull,
+        wait_too_long=WaitTooLong,
+        hold_timeout=HoldTimeout,
+        stream=_Stream,
     )
 
     def __init__(

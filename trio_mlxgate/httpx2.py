@@ -12,7 +12,9 @@ from trio_mlxgate.priority import URGENCY_PRIORITIES
 try:
     import httpx2
 except ImportError as missing:
-    raise ImportError("trio_mlxgate.httpx2 needs the package httpx2: pip install 'trio-mlxgate[httpx2]'") from missing
+    raise ImportError(
+        "trio_mlxgate.httpx2 needs the package httpx2: pip install 'trio-mlxgate[httpx2]' (from a clone: '.[httpx2]')"
+    ) from missing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +54,13 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
     """
 
     _family = _transport.Family(
-        queue_full=QueueFull, wait_too_long=WaitTooLong, hold_timeout=HoldTimeout, stream=_Stream
+        name="httpx2",
+        request=httpx2.Request,
+        transport=httpx2.AsyncBaseTransport,
+        queue_full=QueueFull,
+        wait_too_long=WaitTooLong,
+        hold_timeout=HoldTimeout,
+        stream=_Stream,
     )
 
     def __init__(

@@ -18,7 +18,7 @@ class Priority(enum.IntEnum):
     """A person is waiting for the answer."""
 
     BACKGROUND = 100
-    """Nobody looks at the clock: digests, embeddings, nightly jobs."""
+    """Nobody looks at the clock, as with digests, embeddings and nightly jobs."""
 
 
 DEFAULT_PRIORITY: Final = Priority.BACKGROUND

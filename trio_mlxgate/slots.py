@@ -145,7 +145,11 @@ class Slot(Ticket):
         """Wait for the slot. Always a checkpoint, unless it raises RuntimeError; cancelled, it holds nothing."""
         # Everything below stands in one function, although it has parts, since this is the path that all calls take.
         gate = self.gate
-        if current_trio_token() is not gate._token:
+        try:
+            at_home = current_trio_token() is gate._token
+        except RuntimeError:
+            at_home = False
+        if not at_home:
             gate._bind()
         task = current_task()
         if self.state is not _NEW or task in gate._owners:
@@ -226,7 +230,8 @@ class Slot(Ticket):
         finally:
             self._give_back()
         if scope.cancelled_caught:
-            raise trio.TooSlowError(f"slot of gate {self.gate.name!r} was held for longer than its hold_timeout")
+            name, limit = self.gate.name, self.hold_timeout
+            raise trio.TooSlowError(f"slot of gate {name!r} was held for longer than its hold_timeout of {limit:g} s")
         return suppress
 
     def _give_back(self) -> None:
@@ -248,6 +253,20 @@ class AsyncSlot(Slot):
     __slots__ = ()
 
     __aenter__ = Slot._acquire
+
+    # The three ways to forget "async with"; for type checkers they are as missing as they look.
+    if not TYPE_CHECKING:
+
+        def __enter__(self):
+            """Say how it is done."""
+            raise TypeError("a slot of Gate.slot() is entered with 'async with gate.slot():', not with 'with'")
+
+        def __exit__(self, *_):
+            """Never called."""
+
+        def __await__(self):
+            """Say how it is done."""
+            raise TypeError("a slot of Gate.slot() is entered with 'async with gate.slot():', not with 'await'")
 
     @enable_ki_protection
     async def __aexit__(
@@ -281,7 +300,11 @@ class SyncSlot(Slot):
     @enable_ki_protection
     def __enter__(self) -> Self:
         gate = self.gate
-        if current_trio_token() is not gate._token:
+        try:
+            at_home = current_trio_token() is gate._token
+        except RuntimeError:
+            at_home = False
+        if not at_home:
             gate._bind()
         task = current_task()
         if self.state is not _NEW or task in gate._owners:

@@ -161,3 +161,23 @@ async def test_a_slot_tells_its_wait(autojump_clock: MockClock) -> None:
         assert slot.waited == 0
     with gate.slot_nowait(7) as plain:
         assert (plain.waited, plain.priority, plain.gate) == (0, 7, gate)
+
+
+async def test_a_forgotten_async_with_says_how_it_is_done() -> None:
+    gate: Any = Gate(1)
+    with pytest.raises(TypeError, match=r"async with gate\.slot"), gate.slot():
+        pass
+    with pytest.raises(TypeError, match=r"async with gate\.slot"):
+        await gate.slot()
+    with pytest.raises(TypeError, match=r"async with gate\.slot"):
+        async with gate:
+            pass
+    assert gate.statistics().admitted == 0
+
+
+def test_outside_of_a_run_it_says_where_it_works() -> None:
+    gate = Gate(1)
+    with pytest.raises(RuntimeError, match=r"inside trio\.run"), gate.slot_nowait():
+        pass
+    with pytest.raises(RuntimeError, match=r"inside trio\.run"):
+        gate.owned_slot()

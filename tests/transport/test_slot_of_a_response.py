@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -325,9 +326,33 @@ async def test_bad_arguments_are_told_before_anything_is_sent(family: Family) ->
             with pytest.raises((TypeError, ValueError)):
                 await client.get("/x", extensions={"mlxgate": bad})
     assert family.script.sent == []
+    with pytest.raises(TypeError, match="first argument is a Gate"):
+        family.gated.GateTransport(family.transport())
+    with pytest.raises(TypeError, match="inner transport"):
+        family.gated.GateTransport(gate, family.module.HTTPTransport())
     for timeout in [float("inf"), -1, "5"]:
         with pytest.raises((TypeError, ValueError), match="close_timeout"):
             family.gated.GateTransport(gate, family.transport(), close_timeout=timeout)
     with pytest.raises(TypeError):
         family.gated.GateTransport(gate, family.transport(), priorities={0: "best"})
+    assert idle(gate)
+
+
+def test_under_asyncio_and_in_a_client_of_the_other_family_it_says_what_is_wrong(family: Family) -> None:
+    gate = Gate(1)
+
+    async def under_asyncio() -> None:
+        async with family.client(gate) as client:
+            await client.get("/x")
+
+    with pytest.raises(RuntimeError, match=r"inside trio\.run"):
+        asyncio.run(under_asyncio())
+
+    async def in_the_other_client() -> None:
+        other = type("Request", (), {})
+        other.__module__ = "other._models"
+        with pytest.raises(TypeError, match=f"is for clients of {family.module.__name__}; a client of other"):
+            await family.gated.GateTransport(gate, family.transport()).handle_async_request(other())
+
+    trio.run(in_the_other_client)
     assert idle(gate)

@@ -11,7 +11,9 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ImportError as missing:
-    raise ImportError("the herd's table needs the package rich: pip install 'trio-mlxgate[cli]'") from missing
+    raise ImportError(
+        "the herd's table needs the package rich: pip install 'trio-mlxgate[cli]' (from a clone: '.[cli]')"
+    ) from missing
 
 from trio_mlxgate.commands._stampede import HalfResult, median
 
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
     from trio_mlxgate.commands._stampede import HerdResult
 
 
+_MOST_MARKS = 30
+"""Up to so many requests have a mark each, which fits a narrow terminal."""
+
+
 class HerdView:
     """Shows a herd; a context manager around the time in which it runs."""
 
     def __init__(self) -> None:
+        # Progress goes beside the result, so that the result can be piped.
         self._console = Console()
-        self._live = Live(console=self._console, refresh_per_second=10, transient=True)
+        self._progress = Console(stderr=True)
+        self._live = Live(console=self._progress, refresh_per_second=10, transient=True)
         self._said = ""
 
     def __enter__(self) -> Self:
@@ -40,24 +48,23 @@ class HerdView:
 
     def report(self, what: str, half: HalfResult | None) -> None:
         """Show what is being done now. Where nothing can be drawn over, each step is one line."""
-        if not self._console.is_terminal:
+        if not self._progress.is_terminal:
             if what != self._said:
-                self._console.print(f"{what} ...")
+                self._progress.print(f"{what} ...", markup=False, soft_wrap=True)
                 self._said = what
             return
         line = Text(what)
         if half is not None:
-            for mark, style, count in (
-                ("●", "green", half.count("answered")),
-                ("●", "red", half.count("timed_out")),
-                ("●", "magenta", half.count("failed")),
-                ("·", "dim", half.count(None)),
-            ):
-                line.append(f"  {mark * count}" if count else "", style)
-            line.append(
-                f"  {half.count('answered')} answered, {half.count('timed_out')} timed out, "
-                f"{half.count('failed')} failed"
-            )
+            counts = {
+                "answered": ("●", "green", half.count("answered")),
+                "timed out": ("●", "red", half.count("timed_out")),
+                "failed": ("●", "magenta", half.count("failed")),
+            }
+            marks = [*counts.values(), ("·", "dim", half.count(None))]
+            if len(half.requests) <= _MOST_MARKS:
+                for mark, style, count in marks:
+                    line.append(f" {mark * count}" if count else "", style)
+            line.append(" " + ", ".join(f"{count} {word}" for word, (_, _, count) in counts.items() if count))
         self._live.update(line)
 
     def show(self, result: HerdResult, where: str) -> None:
@@ -68,7 +75,8 @@ class HerdView:
             f"{len(requests)} requests at once to {where}, {foreground} of them with a person waiting.\n"
             f"One request alone took {result.alone:.2f} s. Each may take {result.timeout:.2f} s as a whole: "
             "from sending when sent straight, from the grant of its slot through the gate. "
-            "What a request took is counted likewise.\n"
+            "What a request took is counted likewise.\n",
+            markup=False,
         )
         table = Table(box=SIMPLE, padding=(0, 1), collapse_padding=True, pad_edge=False)
         for title in ("", "class"):

@@ -23,6 +23,9 @@ TIMES_ALONE: Final = 5.0
 
 SHORTEST_TIMEOUT: Final = 0.5
 
+PATIENCE: Final = 10.0
+"""Seconds after which a request that is alone and has no limit is worth a word, and again after as many."""
+
 Half = Literal["direct", "gated"]
 Outcome = Literal["answered", "timed_out", "failed"]
 
@@ -171,13 +174,16 @@ async def send_herd(settings: HerdSettings, report: Report) -> HerdResult:
         raise HerdError(f"{settings.base_url!r} is no URL ({error}); give --url the base URL with /v1") from None
     async with client:
         report("warming up: one request alone", None)
-        await _ask_alone(client, settings)
-        alone = await _ask_alone(client, settings)
+        # The first may load the model; the second tells what one takes.
+        patience = math.inf if settings.timeout is None else max(CONNECT_TIMEOUT, settings.timeout)
+        await _ask_alone(client, settings, report, patience)
+        alone = await _ask_alone(client, settings, report, math.inf)
         limit = max(SHORTEST_TIMEOUT, TIMES_ALONE * alone) if settings.timeout is None else settings.timeout
         direct = _half("direct", settings)
         await _send_direct(client, settings, direct, limit, report)
-        report("waiting until the server has worked off what the first half gave up on", direct)
-        await _ask_alone(client, settings)
+        if direct.count("timed_out"):
+            report("letting the server finish what was given up", direct)
+            await _ask_alone(client, settings, report, math.inf)
     gated = _half("gated", settings)
     await _send_gated(settings, gated, limit, report)
     return HerdResult(timeout=limit, alone=alone, direct=direct, gated=gated)
@@ -218,10 +224,38 @@ def _body(settings: HerdSettings, what: str) -> dict[str, object]:
     return body
 
 
-async def _ask_alone(client: httpx.AsyncClient, settings: HerdSettings) -> float:
-    """One request without a limit; the seconds that it took."""
+async def _ask_alone(client: httpx.AsyncClient, settings: HerdSettings, report: Report, limit: float) -> float:
+    """One request alone; the seconds that it took. Says so when it takes long."""
     start = trio.current_time()
     url = f"{settings.base_url.rstrip('/')}/chat/completions"
+    seconds = math.nan
+
+    async def wait_loudly() -> None:
+        while True:
+            await trio.sleep(PATIENCE)
+            waited = trio.current_time() - start
+            report(f"no answer from {url} after {waited:.0f} s (a model may be loading; Ctrl-C stops)", None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_loudly)
+        problem = None
+        with trio.move_on_after(limit) as scope:
+            problem = await _try_alone(client, settings, url)
+        if scope.cancelled_caught:
+            problem = (
+                f"{url} took the request and gave no answer within {limit:g} s; is it an LLM server? A model that "
+                "loads slowly needs a larger --timeout"
+            )
+        seconds = trio.current_time() - start
+        nursery.cancel_scope.cancel()
+    # Raised out here, where no nursery wraps it.
+    if problem:
+        raise HerdError(problem)
+    return seconds
+
+
+async def _try_alone(client: httpx.AsyncClient, settings: HerdSettings, url: str) -> str:
+    """Send one request without a limit; what is wrong, empty if nothing is."""
     try:
         response = await client.post(
             "chat/completions",
@@ -229,31 +263,52 @@ async def _ask_alone(client: httpx.AsyncClient, settings: HerdSettings) -> float
             extensions={"timeout": {"connect": CONNECT_TIMEOUT}},
         )
     except (httpx.UnsupportedProtocol, httpx.InvalidURL):
-        raise HerdError(
-            f"{settings.base_url!r} is no http URL; give --url the base URL, such as http://127.0.0.1:8080/v1"
-        ) from None
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        reason = str(error) or "no connection in time"
-        raise HerdError(f"cannot reach {url} ({reason}); is the server running, and are host and port right?") from None
+        return f"{settings.base_url!r} is no http URL; give --url the base URL, such as http://127.0.0.1:8080/v1"
+    except httpx.ConnectTimeout:
+        return f"cannot reach {url} (no connection within {CONNECT_TIMEOUT:g} s); are host and port right?"
+    except httpx.ConnectError as error:
+        reason = str(error) or "the connection broke while it was set up"
+        hint = "is it http, and not https?" if url.startswith("https:") else "is the server running?"
+        return f"cannot reach {url} ({reason}); {hint} Are host and port right?"
     except httpx.TransportError as error:
-        raise HerdError(f"{url} broke off ({_say(error)}); look at the server's log") from None
+        return f"{url} broke off ({_say(error)}); look at the server's log"
     problem = _problem(response)
-    if problem:
-        raise HerdError(f"{url} {problem}; check --url (with /v1), and name the model with --model")
-    return trio.current_time() - start
+    return f"{url} {problem}" if problem else ""
 
 
 def _problem(response: httpx.Response) -> str:
-    """What is wrong with an answer; empty if nothing is."""
+    """What is wrong with an answer, and what to do; empty if nothing is."""
     if response.status_code != 200:
-        text = " ".join(response.text.split())[:200]
-        return f"answered HTTP {response.status_code}: {text}" if text else f"answered HTTP {response.status_code}"
+        said = _message_of(response)
+        if response.status_code == 404:
+            advice = "give --url the base URL with /v1, and name the model with --model"
+        elif response.status_code in (400, 422):
+            advice = "name the model with --model"
+        elif response.status_code in (401, 403):
+            advice = "set MLXGATE_API_KEY"
+        else:
+            advice = "look at the server's log"
+        return f"answered HTTP {response.status_code}{': ' + said if said else ''}; {advice}"
     try:
         choices: Any = response.json()["choices"]
         choices[0]["message"]
     except (ValueError, KeyError, IndexError, TypeError):
-        return "answered something that is no chat completion"
+        return "answered something that is no chat completion; give --url the base URL with /v1"
     return ""
+
+
+def _message_of(response: httpx.Response) -> str:
+    """What the body of an error says, in a few words: OpenAI's message, a plain text; nothing of a page of HTML."""
+    try:
+        body: Any = response.json()
+    except ValueError:
+        body = "" if "html" in response.headers.get("content-type", "") or "<" in response.text else response.text
+    if isinstance(body, dict):
+        body = body.get("error", body)
+    if isinstance(body, dict):
+        body = body.get("message", body)
+    text = " ".join(str(body).split())
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _say(error: Exception) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 A server to try a gate against: an echo, not a model. It speaks OpenAI's HTTP API, runs one inference at a
 time in the order of arrival, and answers with the words of the question. GET /status tells what it is doing.
-Its first line on stdout is JSON: {"url": ..., "pid": ...}. It ends on SIGTERM (status 0) and on SIGINT
+Its first line on stdout is JSON: {"url": ..., "base_url": ..., "pid": ...}. It ends on SIGTERM (status 0) and on SIGINT
 (status 130).
 """
 
@@ -102,7 +102,7 @@ async def _serve(settings: EchoSettings, until_stdin_closes: bool) -> int:
                 nursery.start_soon(end_with_stdin)
             try:
                 url = await nursery.start(serve_inference, settings)
-                print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
+                print(json.dumps({"url": url, "base_url": f"{url}/v1", "pid": os.getpid()}), flush=True)
             except BrokenPipeError:
                 # Whoever started us has gone already, and the other end of stdout with them.
                 nursery.cancel_scope.cancel()

@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-tokens", type=_count, default=48, metavar="N", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON, and nothing else")
     parser.add_argument(
-        "--service-time", type=_seconds, default=0.4, metavar="SECONDS", help="of the embedded server (default: 0.4)"
+        "--service-time", type=_seconds, metavar="SECONDS", help="of the embedded server (default: 0.4)"
     )
     parser.set_defaults(run=run)
 
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     foreground = min(5, args.requests) if args.foreground is None else args.foreground
     if foreground > args.requests:
         return _refuse(f"--foreground {foreground} is more than --requests {args.requests}; lower it")
+    if args.url is not None and args.service_time is not None:
+        return _refuse("--service-time is about the embedded server; leave it out beside --url")
     view: HerdView | None = None
     if not args.json:
         try:
@@ -104,12 +106,14 @@ async def _main(args: argparse.Namespace, foreground: int, view: HerdView | None
     def report(what: str, half: HalfResult | None) -> None:
         if view is not None:
             view.report(what, half)
+        elif what.startswith("no answer"):
+            print(what, file=sys.stderr)  # with --json, too, nobody should wonder why nothing happens
 
     with view or nullcontext():
         if args.url is not None:
             return await send_herd(settings(args.url), report)
         report("starting the embedded server", None)
-        async with inference_server(service_time=args.service_time) as server:
+        async with inference_server(service_time=args.service_time or 0.4) as server:
             return await send_herd(settings(server.base_url), report)
 
 

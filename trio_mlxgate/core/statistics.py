@@ -39,7 +39,7 @@ class GateStatistics:
     """How many calls were cancelled before they were granted a slot, in the queue or when they asked."""
 
     rejected: int
-    """How many calls were refused: the sum of ``rejected_by_reason``."""
+    """How many calls were refused, the sum of ``rejected_by_reason``."""
 
     rejected_by_reason: Mapping[str, int]
-    """How many calls were refused for each reason: ``"wait_too_long"``, ``"would_block"``."""
+    """How many calls were refused for each reason, ``"wait_too_long"`` or ``"would_block"``."""

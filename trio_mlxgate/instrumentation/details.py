@@ -21,7 +21,7 @@ class Details:
     """The priority of the call."""
 
     seq: int
-    """The number of the call: 1 for the first that arrived at this gate, counting up."""
+    """The number of the call, counting up from 1 for the first that arrived at this gate."""
 
     queue_length: int
     """How many wait, after the step that is told."""
