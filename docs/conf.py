@@ -23,6 +23,8 @@ myst_heading_anchors = 3
 nitpicky = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+# Defaults as they stand in the code, not as they print.
+autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Short names in signatures: the classes are re-exported from the package itself.

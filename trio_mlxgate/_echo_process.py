@@ -221,18 +221,23 @@ def inference_server(
     An echo, not a model. It runs one inference at a time, first come first served, and listens when the block
     begins. When the block has ended, however it ended, so has the process; and it goes if this process dies.
 
-    ``service_time``: seconds of a whole inference of ``tokens`` tokens; one token takes ``service_time / tokens``.
-    ``tokens``: words of an answer, unless the request's own maximum is lower.
-    ``plain_on_disconnect``, ``stream_on_disconnect``: what becomes of a plain or a streamed request whose
-    client has gone, running or still waiting: ``"finish"`` (it takes its turn and runs to its last token, for
-    nobody) or ``"stop"`` (it is over at once). The defaults are how ``mlx_lm.server`` was measured.
-    ``host``, ``port``: where it listens; port 0 is any free one.
-    ``backlog``: how many connections may wait to be accepted.
-    ``max_body``: bytes of the largest request body.
-    ``startup_timeout``: seconds that the process may take until it listens.
+    Args:
+      service_time: seconds of a whole inference of ``tokens`` tokens; one token takes ``service_time / tokens``.
+      tokens: words of an answer, unless the request's own maximum is lower.
+      plain_on_disconnect: what becomes of a plain request whose client has gone, running or still waiting.
+        ``"finish"``: it takes its turn and runs to its last token, for nobody. ``"stop"``: it is over at once. The
+        defaults, here and for streams, are how ``mlx_lm.server`` was measured.
+      stream_on_disconnect: the same for a streamed request.
+      host: the address to listen on.
+      port: the port to listen on; 0 is any free one.
+      backlog: how many connections may wait to be accepted.
+      max_body: bytes of the largest request body.
+      startup_timeout: seconds that the process may take until it listens.
 
-    Raises `TypeError` or `ValueError` for a bad setting, here and at once. Entering raises `RuntimeError` if the
-    process does not come up. Errors of the block arrive bare, never in an `ExceptionGroup`.
+    Raises:
+      TypeError, ValueError: at once, for a bad setting.
+      RuntimeError: on entering, if the process does not come up. Errors of the block arrive bare, never in an
+        ``ExceptionGroup``.
     """
     settings = EchoSettings(
         service_time=service_time,
