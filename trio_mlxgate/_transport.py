@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import math
-import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 import anyio
@@ -29,6 +28,11 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing a response may take; it can't be cancelled, so it must have an end of its own."""
+
+LEAST_CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that closing a response gets even if its hold budget is used up: a connection must be told to go."""
+
+_CLOSED_EARLY: Final = "this response was closed before it was read to its end"
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -65,6 +69,9 @@ class Family:
     hold_timeout: Callable[[str], Exception]
     """Makes the error for an ended hold budget."""
 
+    read_error: Callable[[str], Exception]
+    """Makes the error for a body that was closed before its end."""
+
     stream: Callable[..., GatedStream]
     """Makes the stream that a response of this family has."""
 
@@ -75,35 +82,57 @@ class GatedStream:
     A class and no async generator: an abandoned generator is closed from another task, at some time.
     """
 
-    def __init__(self, inner: _ByteStream, hold: DetachedSlot | Loan, family: Family, close_timeout: float) -> None:
+    def __init__(
+        self,
+        inner: _ByteStream,
+        hold: DetachedSlot | Loan,
+        family: Family,
+        close_timeout: float,
+        on_closed: Callable[[GatedStream], None],
+    ) -> None:
         self._inner = inner
         self._hold = hold
         self._family = family
         self._close_timeout = close_timeout
         self._iterator: AsyncIterator[bytes] | None = None
         self._reading = False
+        self._ended = False
+        self._on_closed = on_closed
         self.closed = False
         """Whether the body was closed, read to its end or broken; its slot is given back, or about to be."""
 
     def __aiter__(self) -> Self:
         return self
 
+    @enable_ki_protection
     async def __anext__(self) -> bytes:
         """The next part of the body. Always a checkpoint.
 
         Whatever ends the body here, the end itself or an error or a cancellation, closes it and gives the slot back.
+        A body that was closed before its end raises the family's ReadError: it must not look like a whole one.
         """
-        if self.closed:
+        if self._ended:
             raise StopAsyncIteration
-        if self._iterator is None:
-            self._iterator = aiter(self._inner)
+        if self.closed:
+            raise self._family.read_error(_CLOSED_EARLY)
+        if self._reading:
+            raise anyio.BusyResourceError("reading from")
         # Who reads is who will give the slot back: see the gate's tied slots.
         self._hold.adopt()
         self._reading = True
         try:
+            if self._iterator is None:
+                self._iterator = aiter(self._inner)
             with anyio.CancelScope(deadline=self._hold.deadline):
                 await checkpoint()
                 return await anext(self._iterator)
+        except StopAsyncIteration:
+            self._reading = False
+            if self.closed:
+                raise self._family.read_error(_CLOSED_EARLY) from None
+            self._ended = True
+            await self.aclose()
+            raise
         except BaseException:
             self._reading = False
             await self.aclose()
@@ -118,24 +147,33 @@ class GatedStream:
     async def aclose(self) -> None:
         """Close the body, then give the slot back, in that order: the server is free when the next request comes.
 
-        Always a checkpoint, and can't be cancelled, but takes :data:`CLOSE_TIMEOUT` seconds at most. The second time
-        it does nothing else.
+        Always a checkpoint, and can't be cancelled. It is given up after ``close_timeout`` seconds, or when the hold
+        budget is used up, but not before :data:`LEAST_CLOSE_TIMEOUT` seconds. The second time it does nothing else.
         """
         await cancel_shielded_checkpoint()
         if self.closed:
             return
         self.closed = True
+        start = anyio.current_time()
+        least = start + min(LEAST_CLOSE_TIMEOUT, self._close_timeout)
+        last = max(least, min(start + self._close_timeout, self._hold.deadline))
         try:
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._close_timeout) as scope:
-                # A generator that another task is running can't be closed; closing the stream below ends it.
-                closer = getattr(self._iterator, "aclose", None)
-                if closer is not None and not self._reading:
+            # A generator that another task is running can't be closed; closing the stream below ends it.
+            closer = getattr(self._iterator, "aclose", None)
+            if closer is not None and not self._reading:
+                # Half of the time at most: the stream itself, which has the connection, must get its turn.
+                with anyio.CancelScope(shield=True, deadline=start + (last - start) / 2):
                     await closer()
-                await self._inner.aclose()
-            if scope.cancelled_caught:
-                _logger.warning("a response was not closed within %s s; its slot is given back", self._close_timeout)
         finally:
-            self._hold.release()
+            try:
+                with anyio.CancelScope(shield=True, deadline=last) as scope:
+                    await self._inner.aclose()
+                if scope.cancelled_caught:
+                    took = anyio.current_time() - start
+                    _logger.warning("a response was not closed within %.3g s; its slot is given back", took)
+            finally:
+                self._on_closed(self)
+                self._hold.release()
 
 
 TransportT = TypeVar("TransportT", bound=_Transport)
@@ -152,8 +190,9 @@ class GateTransportBase(Generic[TransportT]):
 
     A task that owns a slot of the same gate passes, with one open response at a time; its children queue.
 
-    The hold budget ends sending, reading and closing, and gives the slot back. While nobody reads it
-    interrupts nobody: a response that lies open keeps its slot, and is reported one second after its deadline.
+    The hold budget ends sending and reading, and gives the slot back; closing has what is left of it, and a second at
+    least. While nobody reads it interrupts nobody: a response that lies open keeps its slot, and is reported one
+    second after its deadline.
 
     A request raises, beside what the inner transport does, exceptions that are the gate's own and of the
     client's family at once: ``QueueFull`` (a ``ConnectError``) and ``WaitTooLong`` (a ``PoolTimeout``), with nothing
@@ -190,7 +229,8 @@ class GateTransportBase(Generic[TransportT]):
         self._close_timeout = check_seconds("close_timeout", close_timeout)
         if math.isinf(self._close_timeout):
             raise ValueError("close_timeout must be finite: closing can't be cancelled")
-        self._open: weakref.WeakSet[GatedStream] = weakref.WeakSet()
+        # Not weak references: a response that was dropped unread still has its slot, and must be found here.
+        self._open: set[GatedStream] = set()
 
     async def __aenter__(self) -> Self:
         """Enter the inner transport. Always a checkpoint."""
@@ -208,26 +248,41 @@ class GateTransportBase(Generic[TransportT]):
     ) -> None:
         """Close what :meth:`aclose` closes. Always a checkpoint."""
         # Closing the responses shields itself, and the inner transport cleans up as it would without us.
-        await self._close_open_responses()  # noqa: ASYNC102
-        leave = getattr(self.transport, "__aexit__", None)
-        if leave is not None:
-            await leave(exc_type, exc_value, traceback)  # noqa: ASYNC102
-        else:
-            await self.transport.aclose()  # noqa: ASYNC102
+        try:
+            await self._close_open_responses()  # noqa: ASYNC102
+        finally:
+            leave = getattr(self.transport, "__aexit__", None)
+            if leave is not None:
+                await leave(exc_type, exc_value, traceback)  # noqa: ASYNC102
+            else:
+                await self.transport.aclose()  # noqa: ASYNC102
 
     async def aclose(self) -> None:
         """Close the responses that are still open, which gives their slots back, and the inner transport.
 
         Always a checkpoint.
         """
-        await self._close_open_responses()
-        await self.transport.aclose()
+        try:
+            await self._close_open_responses()
+        finally:
+            await self.transport.aclose()  # noqa: ASYNC102
 
     async def _close_open_responses(self) -> None:
+        """Close all at once, so that several that hang take no longer than one; then raise the first error."""
         await cancel_shielded_checkpoint()
-        for stream in list(self._open):
-            if not stream.closed:
+        errors: list[Exception] = []
+
+        async def close(stream: GatedStream) -> None:  # noqa: ASYNC910 - closing is a checkpoint, also where it fails
+            try:
                 await stream.aclose()
+            except Exception as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+
+        async with anyio.create_task_group() as group:
+            for stream in list(self._open):
+                group.start_soon(close, stream)
+        if errors:
+            raise errors[0]
 
     # Control-C is seen at the next checkpoint inside, so that no slot is lost between two steps here.
     @enable_ki_protection
@@ -253,12 +308,12 @@ class GateTransportBase(Generic[TransportT]):
 
     async def _send(self, request: Any, hold: DetachedSlot | Loan) -> Any:
         # Waiting lies behind us, so no timeout of the client has run until here.
-        response = None
-        with anyio.CancelScope(deadline=hold.deadline):
+        response: Any = None
+        with anyio.CancelScope(deadline=hold.deadline) as scope:
             response = await self.transport.handle_async_request(request)
-        if response is None:
+        if scope.cancelled_caught:
             raise self._family.hold_timeout("no response came within hold_timeout")
-        stream = self._family.stream(response.stream, hold, self._family, self._close_timeout)
+        stream = self._family.stream(response.stream, hold, self._family, self._close_timeout, self._open.discard)
         response.stream = stream
         response.extensions = {**response.extensions, EXTENSION: {"waited": hold.waited}}
         self._open.add(stream)

@@ -72,7 +72,7 @@ class Gate:
         self.name = name
         self._starvation_warning = check_seconds("starvation_warning", starvation_warning)
         self._listeners: dict[type[Details], tuple[_Listener, ...]] = {}
-        self._listen(hooks)
+        self._listen(tuple(hooks))
         self._admission: Admission[Slot] = Admission(
             check_capacity(capacity), starvation_warning=self._starvation_warning
         )
@@ -193,7 +193,7 @@ class Gate:
     @enable_ki_protection
     def statistics(self) -> GateStatistics:
         """A snapshot, exact in every scheduler step; never waits. To be asked in the gate's run, or outside any."""
-        if trio.lowlevel.in_trio_run() and self._run_is_over():
+        if trio.lowlevel.in_trio_run() and current_trio_token() is not self._token and self._run_is_over():
             self._bind()
         return self._admission.statistics(self._clock())
 
@@ -300,10 +300,9 @@ class Gate:
         for ticket in passed.overdue:
             self._tell(Overdue, ticket)
 
-    def _listen(self, hooks: Iterable[Hook]) -> None:
-        hooks = tuple(hooks)
-        self._listeners = {kind: tuple((hook, hook.interest(kind)) for hook in hooks) for kind in KINDS}
+    def _listen(self, hooks: tuple[Hook, ...]) -> None:
         # The events of every call have a short way to hear that nobody listens.
+        self._listeners = {kind: tuple((hook, hook.interest(kind)) for hook in hooks) for kind in KINDS}
         self._queued_wanted = _any_of(hooks, Queued)
         self._granted_wanted = _any_of(hooks, Granted)
         self._released_wanted = _any_of(hooks, Released)
@@ -316,8 +315,10 @@ class Gate:
                 if interested():
                     hook(self._describe(kind, ticket))
             except Exception:
-                remaining = [other for other, _ in self._listeners[kind] if other is not hook]
-                self._listen(remaining)
+                self._listeners = {
+                    each: tuple(listener for listener in listeners if listener[0] is not hook)
+                    for each, listeners in self._listeners.items()
+                }
                 _logger.exception("hook %r of gate %r failed and is not called any more", hook, self.name)
 
     def _describe(self, kind: type[Details], ticket: Slot) -> Details:
@@ -339,12 +340,20 @@ def _no_clock() -> float:
 
 
 def _any_of(hooks: tuple[Hook, ...], *kinds: type[Details]) -> Callable[[], bool]:
+    """A function that says whether any hook may want to be called for these kinds now. It never raises."""
     interests = tuple(hook.interest(*kinds) for hook in hooks)
     if not interests:
         return bool  # false without arguments, and the quickest callable there is
-    if len(interests) == 1:
-        return interests[0]
-    return lambda: any(interested() for interested in interests)
+    if len(hooks) == 1 and type(hooks[0]) is LoggingHook:
+        return interests[0]  # ours, which doesn't raise
+
+    def wanted() -> bool:
+        try:
+            return any(interested() for interested in interests)
+        except Exception:  # noqa: BLE001 - _tell will meet it again, and take the hook out
+            return True
+
+    return wanted
 
 
 def _nothing() -> None:

@@ -54,6 +54,7 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         queue_full=QueueFull,
         wait_too_long=WaitTooLong,
         hold_timeout=HoldTimeout,
+        read_error=httpx.ReadError,
         stream=_Stream,
     )
 

@@ -60,6 +60,7 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         queue_full=QueueFull,
         wait_too_long=WaitTooLong,
         hold_timeout=HoldTimeout,
+        read_error=httpx2.ReadError,
         stream=_Stream,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.priority import DEFAULT_PRIORITY, check_priority
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
 
 @attrs.frozen(kw_only=True)
@@ -85,14 +86,12 @@ def options_from_extension(extension: object) -> RequestOptions:
     if isinstance(extension, RequestOptions):
         return extension
     known = ", ".join(_FIELDS)
-    try:
-        named: Mapping[str, object] = dict(extension)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise TypeError(f'extensions["{EXTENSION}"] must be a dict with any of {known}, not {extension!r}') from None
-    unknown = [name for name in named if name not in _FIELDS]
+    if not isinstance(extension, Mapping):
+        raise TypeError(f'extensions["{EXTENSION}"] must be a dict with any of {known}, not {extension!r}')
+    unknown = [name for name in extension if name not in _FIELDS]
     if unknown:
         raise TypeError(f'extensions["{EXTENSION}"] has no option {unknown[0]!r}; there are {known}')
-    return RequestOptions(**named)  # type: ignore[arg-type]
+    return RequestOptions(**extension)
 
 
 @contextmanager

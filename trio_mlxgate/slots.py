@@ -125,8 +125,12 @@ class Slot(Ticket):
                 f"this task's slot of gate {self.gate.name!r} serves one open response at a time, and "
                 f"{self._loan.purpose} is still open: read it to its end or close it first"
             )
-        self._loan = Loan(self, purpose, self.gate._clock() + hold_timeout)
-        return self._loan
+        check_seconds("hold_timeout", hold_timeout)
+        loan = self._loan = Loan(self, purpose, self.gate._clock() + hold_timeout)
+        self._admission.lend(self, loan.deadline)
+        if loan.deadline < inf:
+            self.gate._watch()
+        return loan
 
     # ---- what the kinds of slot share ----
 
@@ -158,14 +162,20 @@ class Slot(Ticket):
         self._admission = admission = gate._admission
         try:
             # A look without a call, since it says only which checkpoint is due; who may go is the core's to say, below.
-            if admission.in_flight < admission.capacity:
+            if admission.in_flight < admission.capacity or not self.max_wait:
                 await checkpoint()
             else:
                 await checkpoint_if_cancelled()
+            if gate._tied:
+                # A task that was just started to read one of the responses hasn't come to say so. trio runs the tasks
+                # of one pass in random order, so that two passes are needed to be sure of it.
+                for _ in range(2):
+                    if not admission.admits() and gate._waits_for_itself(task):
+                        await checkpoint()
         except BaseException:
             admission.turn_away(self)
             raise
-        if self._tied and not admission.admits() and gate._waits_for_itself(task):
+        if gate._tied and not admission.admits() and gate._waits_for_itself(task):
             self.state = TicketState.REJECTED
             raise RuntimeError(
                 f"all slots of gate {gate.name!r} are held by open responses of this task, which would wait "
@@ -405,6 +415,7 @@ class Loan:
         if slot._loan is not self:
             raise RuntimeError(f"the loan to {self.purpose} was released before")
         slot._loan = None
+        slot._admission.end_loan(slot)
         slot.gate._tied.discard(self)
         if slot.task is None:
             slot._give_back()

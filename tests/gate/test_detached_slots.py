@@ -192,3 +192,24 @@ async def test_a_loan_is_not_ended_from_another_thread() -> None:
             await trio.to_thread.run_sync(loan.release)
         loan.release()
     assert gate.statistics().in_flight == 0
+
+
+async def test_an_overdue_loan_is_reported_whether_its_block_has_ended_or_not(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(1)
+    async with gate.slot():
+        loan = gate.owned_slot()
+        assert loan is not None
+        first = loan.lend("the first", hold_timeout=5.0)
+        await trio.sleep(7)
+        assert caplog.text.count("overdue") == 1
+        first.release()
+        loan.lend("in time", hold_timeout=5.0).release()
+        last = loan.lend("the last", hold_timeout=5.0)
+    await trio.sleep(100)
+    assert caplog.text.count("overdue") == 2
+    last.release()
+    assert gate.statistics().in_flight == 0
+    await trio.sleep(1000)
+    assert caplog.text.count("overdue") == 2

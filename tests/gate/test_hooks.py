@@ -190,3 +190,29 @@ def test_a_gate_without_hooks_says_nothing(caplog: pytest.LogCaptureFixture) -> 
 
     run(main)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_hook_that_cannot_say_what_interests_it_is_taken_out(
+    others: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Bad:
+        asked = 0
+
+        def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+            self.asked += 1
+            return lambda: bool(1 / 0)
+
+        def __call__(self, details: Details) -> None:
+            raise AssertionError("never called")
+
+    bad, good = Bad(), Recorder()
+    gate = Gate(1, hooks=[bad, *[good] * others])
+    asked = bad.asked
+    for _ in range(2):
+        async with gate.slot():
+            assert gate.statistics().in_flight == 1
+    assert gate.statistics().in_flight == 0
+    assert caplog.text.count("is not called any more") == 1
+    assert bad.asked == asked
+    assert len(good.details) == 4 * others

@@ -40,6 +40,10 @@ class Script:
     closed: list[tuple[str, float]] = attrs.field(factory=list)
     """Path and time of each response that was closed, at the end of the closing."""
 
+    close_error: Exception | None = None
+    iterator_close_error: Exception | None = None
+    """Raised by the body's generator when it is closed early."""
+
     on_close: Callable[[], object] = lambda: None
 
 
@@ -60,9 +64,14 @@ class Family:
                 self.path = path
 
             async def __aiter__(self) -> AsyncIterator[bytes]:
-                for part in script.parts:
-                    await trio.sleep(script.part_after)
-                    yield part
+                try:
+                    for part in script.parts:
+                        await trio.sleep(script.part_after)
+                        yield part
+                except GeneratorExit:
+                    if script.iterator_close_error is not None:
+                        raise script.iterator_close_error from None
+                    raise
                 if script.read_error is not None:
                     raise script.read_error
 
@@ -70,6 +79,8 @@ class Family:
                 await trio.sleep(script.close_after)
                 script.on_close()
                 script.closed.append((self.path, trio.current_time()))
+                if script.close_error is not None:
+                    raise script.close_error
 
         class Inner(module.AsyncBaseTransport):  # type: ignore[misc, name-defined]
             async def handle_async_request(self, request: Any) -> Any:

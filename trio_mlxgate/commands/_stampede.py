@@ -263,15 +263,17 @@ async def _try_alone(client: httpx.AsyncClient, settings: HerdSettings, url: str
             extensions={"timeout": {"connect": CONNECT_TIMEOUT}},
         )
     except (httpx.UnsupportedProtocol, httpx.InvalidURL):
-        return f"{settings.base_url!r} is no http URL; give --url the base URL, such as http://127.0.0.1:8080/v1"
+        text = "is no http URL; give --url the base URL, such as http://127.0.0.1:8080/v1"
+        return f"{settings.base_url!r} {text}"  # noqa: ASYNC910 - here and below: sending is a checkpoint
     except httpx.ConnectTimeout:
-        return f"cannot reach {url} (no connection within {CONNECT_TIMEOUT:g} s); are host and port right?"
+        text = f"(no connection within {CONNECT_TIMEOUT:g} s); are host and port right?"
+        return f"cannot reach {url} {text}"  # noqa: ASYNC910
     except httpx.ConnectError as error:
         reason = str(error) or "the connection broke while it was set up"
         hint = "is it http, and not https?" if url.startswith("https:") else "is the server running?"
-        return f"cannot reach {url} ({reason}); {hint} Are host and port right?"
-    except httpx.TransportError as error:
-        return f"{url} broke off ({_say(error)}); look at the server's log"
+        return f"cannot reach {url} ({reason}); {hint} Are host and port right?"  # noqa: ASYNC910
+    except httpx.RequestError as error:
+        return f"{url} broke off ({_say(error)}); look at the server's log"  # noqa: ASYNC910
     problem = _problem(response)
     return f"{url} {problem}" if problem else ""
 
@@ -292,7 +294,7 @@ def _problem(response: httpx.Response) -> str:
     try:
         choices: Any = response.json()["choices"]
         choices[0]["message"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return "answered something that is no chat completion; give --url the base URL with /v1"
     return ""
 
@@ -301,13 +303,14 @@ def _message_of(response: httpx.Response) -> str:
     """What the body of an error says, in a few words: OpenAI's message, a plain text; nothing of a page of HTML."""
     try:
         body: Any = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = "" if "html" in response.headers.get("content-type", "") or "<" in response.text else response.text
     if isinstance(body, dict):
         body = body.get("error", body)
     if isinstance(body, dict):
         body = body.get("message", body)
-    text = " ".join(str(body).split())
+    # Whatever it is, it must not steer the terminal.
+    text = "".join(character for character in " ".join(str(body).split()) if character.isprintable())
     return text if len(text) <= 200 else text[:199] + "…"
 
 
@@ -379,7 +382,7 @@ async def _post(
         response = await client.post("chat/completions", json=body, extensions=extensions)
     except trio.TooSlowError:
         raise
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         request.outcome = "failed"
         request.error = _say(error)
         return  # noqa: ASYNC910 - sending is a checkpoint, also where it fails

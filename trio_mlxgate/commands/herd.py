@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import httpx
 import trio
 
 from trio_mlxgate.commands._stampede import HerdError, HerdResult, HerdSettings, send_herd
@@ -19,6 +20,9 @@ from trio_mlxgate.testing import inference_server
 if TYPE_CHECKING:
     from trio_mlxgate.commands._herd_view import HerdView
     from trio_mlxgate.commands._stampede import HalfResult
+
+_MOST = 10_000
+"""More requests at once than any machine's sockets allow for is a slip of the finger."""
 
 API_KEY_VARIABLE = "MLXGATE_API_KEY"
 
@@ -65,6 +69,11 @@ def run(args: argparse.Namespace) -> int:
         return _refuse(f"--foreground {foreground} is more than --requests {args.requests}; lower it")
     if args.url is not None and args.service_time is not None:
         return _refuse("--service-time is about the embedded server; leave it out beside --url")
+    key = os.environ.get(API_KEY_VARIABLE, "")
+    if not key.isascii() or not key.isprintable():
+        return _refuse(f"the environment's {API_KEY_VARIABLE} has characters that no HTTP header may have; set it anew")
+    if args.model is not None and not args.model.isprintable():
+        return _refuse("--model has characters that are not printable; write the model's name as the server does")
     view: HerdView | None = None
     if not args.json:
         try:
@@ -100,7 +109,7 @@ async def _main(args: argparse.Namespace, foreground: int, view: HerdView | None
             timeout=args.timeout,
             capacity=args.capacity,
             max_tokens=args.max_tokens,
-            api_key=os.environ.get(API_KEY_VARIABLE),
+            api_key=os.environ.get(API_KEY_VARIABLE) or None,
         )
 
     def report(what: str, half: HalfResult | None) -> None:
@@ -131,7 +140,9 @@ def _base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
+        httpx.URL(text).raw_host  # noqa: B018 - refuses hosts that no resolver can be asked for
+        (parts.hostname or "").encode("idna")
+    except (ValueError, httpx.InvalidURL):
         good = False
     if not good:
         raise argparse.ArgumentTypeError(f"{text!r} is no base URL; give one such as http://127.0.0.1:8080/v1")
@@ -151,8 +162,8 @@ def _whole(text: str, least: int) -> int:
         number = int(text)
     except ValueError:
         number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {least}")
+    if not least <= number <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {least} and <= {_MOST}")
     return number
 
 

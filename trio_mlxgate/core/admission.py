@@ -91,7 +91,7 @@ class Passed(Generic[T]):
     """Waiters that have now waited for ``starvation_warning`` seconds; they wait on. Each is named once."""
 
     overdue: list[T]
-    """Holders of a detached slot who have kept it :data:`OVERDUE_GRACE` seconds beyond its deadline."""
+    """Detached or lent slots that are still held :data:`OVERDUE_GRACE` seconds beyond their deadline."""
 
 
 OVERDUE_GRACE: Final = 1.0
@@ -203,6 +203,18 @@ class Admission(Generic[T]):
                 self._alarms.remove(ticket)
             if deadline < math.inf:
                 self._alarms.push(ticket, deadline + OVERDUE_GRACE)
+
+    def lend(self, ticket: T, deadline: float) -> None:
+        """A held slot serves something that may outlive its holder: from here on it is reported when overdue."""
+        ticket.detached = True
+        if deadline < math.inf:
+            self._alarms.push(ticket, deadline + OVERDUE_GRACE)
+
+    def end_loan(self, ticket: T) -> None:
+        """What a slot was lent to has ended."""
+        ticket.detached = False
+        if ticket in self._alarms:
+            self._alarms.remove(ticket)
 
     def next_alarm(self) -> float:
         """The absolute time at which :meth:`pass_time` next has something to do; inf if never."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Final
+
+_LONGEST: Final = 1e300
 
 
 def check_capacity(capacity: object, source: str = "capacity") -> int:
@@ -28,6 +31,7 @@ def check_seconds(name: str, seconds: object) -> float:
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name} must be a number of seconds (math.inf: no limit), not {seconds!r}")
-    if math.isnan(seconds) or seconds < 0:
+    # nan fails every comparison; an int that is larger than every float can't be added to a time.
+    if not (0 <= seconds <= _LONGEST or seconds == math.inf):
         raise ValueError(f"{name} must be >= 0 seconds (math.inf: no limit), not {seconds!r}")
     return seconds
