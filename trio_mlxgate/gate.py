@@ -113,7 +113,8 @@ class Gate:
           TypeError, ValueError: at once, if an argument isn't as described.
           WaitTooLong: on entering, ``max_wait`` ended.
           RuntimeError: on entering, if this task already owns a slot of this gate, which would wait for
-            itself; if the slot was used before; or if the gate belongs to another run that is alive.
+            itself, or if its own open responses hold all slots; if the slot was used before; or if the
+            gate belongs to another run that is alive.
           trio.TooSlowError: on leaving, ``hold_timeout`` ended.
         """
         return AsyncSlot(self, priority, hold_timeout, max_wait)
@@ -144,11 +145,11 @@ class Gate:
         Args:
           priority, hold_timeout, max_wait: as for :meth:`slot`.
           tied: only the asking task will give it back (or the one that last called ``adopt()``). If all slots
-            of the gate are so tied to a task that asks for one more, it would wait for itself.
+            of the gate are so tied to a task that asks for one more, in whichever way, it would wait for itself.
 
         Raises:
           WaitTooLong, TypeError, ValueError: as for :meth:`slot`.
-          RuntimeError: as for :meth:`slot`, and when a ``tied`` call would wait for itself.
+          RuntimeError: as for :meth:`slot`.
         """
         slot = DetachedSlot(self, priority, hold_timeout, max_wait, tied)
         await slot._acquire()

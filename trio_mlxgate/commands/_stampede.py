@@ -177,13 +177,13 @@ async def send_herd(settings: HerdSettings, report: Report) -> HerdResult:
         # The first may load the model; the second tells what one takes.
         patience = math.inf if settings.timeout is None else max(CONNECT_TIMEOUT, settings.timeout)
         await _ask_alone(client, settings, report, patience)
-        alone = await _ask_alone(client, settings, report, math.inf)
+        alone = await _ask_alone(client, settings, report)
         limit = max(SHORTEST_TIMEOUT, TIMES_ALONE * alone) if settings.timeout is None else settings.timeout
         direct = _half("direct", settings)
         await _send_direct(client, settings, direct, limit, report)
         if direct.count("timed_out"):
             report("letting the server finish what was given up", direct)
-            await _ask_alone(client, settings, report, math.inf)
+            await _ask_alone(client, settings, report, why_slow="it still works on what was given up")
     gated = _half("gated", settings)
     await _send_gated(settings, gated, limit, report)
     return HerdResult(timeout=limit, alone=alone, direct=direct, gated=gated)
@@ -224,7 +224,13 @@ def _body(settings: HerdSettings, what: str) -> dict[str, object]:
     return body
 
 
-async def _ask_alone(client: httpx.AsyncClient, settings: HerdSettings, report: Report, limit: float) -> float:
+async def _ask_alone(
+    client: httpx.AsyncClient,
+    settings: HerdSettings,
+    report: Report,
+    limit: float = math.inf,
+    why_slow: str = "a model may be loading",
+) -> float:
     """One request alone; the seconds that it took. Says so when it takes long."""
     start = trio.current_time()
     url = f"{settings.base_url.rstrip('/')}/chat/completions"
@@ -234,7 +240,7 @@ async def _ask_alone(client: httpx.AsyncClient, settings: HerdSettings, report: 
         while True:
             await trio.sleep(PATIENCE)
             waited = trio.current_time() - start
-            report(f"no answer from {url} after {waited:.0f} s (a model may be loading; Ctrl-C stops)", None)
+            report(f"no answer from {url} after {waited:.0f} s ({why_slow}; Ctrl-C stops)", None)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait_loudly)
