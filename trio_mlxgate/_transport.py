@@ -231,6 +231,7 @@ class GateTransportBase(Generic[TransportT]):
             raise ValueError("close_timeout must be finite: closing can't be cancelled")
         # Not weak references: a response that was dropped unread still has its slot, and must be found here.
         self._open: set[GatedStream] = set()
+        self._closings = 0
 
     async def __aenter__(self) -> Self:
         """Enter the inner transport. Always a checkpoint."""
@@ -269,6 +270,7 @@ class GateTransportBase(Generic[TransportT]):
 
     async def _close_open_responses(self) -> None:
         """Close all at once, so that several that hang take no longer than one; then raise the first error."""
+        self._closings += 1
         await cancel_shielded_checkpoint()
         errors: list[Exception] = []
 
@@ -298,8 +300,13 @@ class GateTransportBase(Generic[TransportT]):
                 f"a client of {module} needs trio_mlxgate.{module}.GateTransport"
             )
         options = self._options(request)
+        closings = self._closings
         hold = await self._take(request, options)
         try:
+            if self._closings != closings:
+                raise RuntimeError(
+                    f"{_name_of(request)} was not sent: the client was closed while it waited for its slot"
+                )
             response = await self._send(request, hold)
         except BaseException:
             hold.release()

@@ -170,3 +170,20 @@ async def test_a_refusal_at_once_is_a_checkpoint(family: Family) -> None:
                 await client.get("/x", extensions={"mlxgate": {"max_wait": 0}})
         assert turns >= 40
         nursery.cancel_scope.cancel()
+
+
+async def test_a_request_whose_client_is_closed_while_it_waits_is_not_sent(family: Family) -> None:
+    gate = Gate(0)
+    client = family.client(gate)
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(RuntimeError, match="GET http://server/x was not sent"):
+                await client.get("/x")
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        await client.aclose()
+        gate.capacity = 1
+    assert family.script.sent == []
+    assert idle(gate)
