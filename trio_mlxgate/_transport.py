@@ -307,11 +307,10 @@ class GateTransportBase(Generic[TransportT]):
                 raise RuntimeError(
                     f"{_name_of(request)} was not sent: the client was closed while it waited for its slot"
                 )
-            response = await self._send(request, hold)
+            return await self._send(request, hold)
         except BaseException:
             hold.release()
             raise
-        return response
 
     async def _send(self, request: Any, hold: DetachedSlot | Loan) -> Any:
         # Waiting lies behind us, so no timeout of the client has run until here.

@@ -110,7 +110,7 @@ def use_options(
       hold_timeout: seconds that a request may take from the grant until its body is closed.
 
     Raises:
-      TypeError, ValueError: at once, if an argument isn't as described.
+      TypeError, ValueError: on entering the block, if an argument isn't as described.
     """
     outer = _current.get()
     _current.set(RequestOptions(priority=priority, max_wait=max_wait, hold_timeout=hold_timeout).over(outer))

@@ -149,6 +149,7 @@ class Slot(Ticket):
         """Wait for the slot. Always a checkpoint, unless it raises RuntimeError; cancelled, it holds nothing."""
         # Everything below stands in one function, although it has parts, since this is the path that all calls take.
         gate = self.gate
+        # What _bind does first, without the call: nearly always the gate is at home in this run.
         try:
             at_home = current_trio_token() is gate._token
         except RuntimeError:
@@ -310,12 +311,7 @@ class SyncSlot(Slot):
     @enable_ki_protection
     def __enter__(self) -> Self:
         gate = self.gate
-        try:
-            at_home = current_trio_token() is gate._token
-        except RuntimeError:
-            at_home = False
-        if not at_home:
-            gate._bind()
+        gate._bind()
         task = current_task()
         if self.state is not _NEW or task in gate._owners:
             self._refuse()
