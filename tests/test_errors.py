@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from trio_mlxgate import GateRefused, QueueFull, WaitTooLong, errors
+from trio_mlxgate import GateRefused, QueueFull, Superseded, WaitTooLong, errors
 
 
 def test_the_tree_is_as_drawn() -> None:
@@ -16,7 +16,7 @@ def test_the_tree_is_as_drawn() -> None:
     assert errors.__doc__ is not None
     drawn = re.findall(r"(?:└──|├──) (\w+)", errors.__doc__)
     assert sorted(drawn) == sorted(defined)
-    for name in ("QueueFull", "WaitTooLong"):
+    for name in ("QueueFull", "Superseded", "WaitTooLong"):
         assert defined[name].__bases__ == (GateRefused,)
     assert GateRefused.__bases__ == (Exception,)
 
@@ -29,7 +29,12 @@ def test_the_drawing_tells_the_right_status() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "status", "code"),
-    [(GateRefused, 503, "gate_refused"), (QueueFull, 429, "queue_full"), (WaitTooLong, 503, "wait_too_long")],
+    [
+        (GateRefused, 503, "gate_refused"),
+        (QueueFull, 429, "queue_full"),
+        (Superseded, 410, "superseded"),
+        (WaitTooLong, 503, "wait_too_long"),
+    ],
 )
 def test_each_carries_status_code_and_retry_after(kind: type[GateRefused], status: int, code: str) -> None:
     error = kind("no", retry_after=2.5)
@@ -40,5 +45,5 @@ def test_each_carries_status_code_and_retry_after(kind: type[GateRefused], statu
 
 
 def test_codes_are_unique() -> None:
-    codes = [kind.code for kind in (GateRefused, QueueFull, WaitTooLong)]
+    codes = [kind.code for kind in (GateRefused, QueueFull, Superseded, WaitTooLong)]
     assert len(set(codes)) == len(codes)

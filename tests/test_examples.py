@@ -12,12 +12,15 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 if not EXAMPLES.exists():
     pytest.skip("the documentation is not here: these are the tests of an installed package", allow_module_level=True)
 
+NEEDS = {"openai_client": "openai", "prometheus_metrics": "prometheus_client"}
+"""What an example needs that may be missing."""
+
 
 @pytest.mark.integration
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_example_runs(path: Path) -> None:
-    if path.stem == "openai_client":
-        pytest.importorskip("openai")
+    if path.stem in NEEDS:
+        pytest.importorskip(NEEDS[path.stem])
     pytest_too = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if path.name.startswith("test_") else []
     done = subprocess.run(
         [sys.executable, "-W", "error", *pytest_too, str(path)], capture_output=True, text=True, timeout=60

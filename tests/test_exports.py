@@ -20,6 +20,7 @@ NAMES = sorted(
     for alias in node.names
     if alias.asname is not None
 )
+METRICS = ("prometheus_client", "opentelemetry")
 PUBLIC = {name: getattr(trio_mlxgate, name) for name in NAMES}
 
 
@@ -98,7 +99,7 @@ def test_there_are_async_functions_to_look_at() -> None:
     assert len(coroutine_functions()) >= 2
 
 
-@pytest.mark.parametrize("package", ["rich", "httpx2", "openai", "hypothesis", "pytest", "httpx"])
+@pytest.mark.parametrize("package", ["rich", "httpx2", "openai", "hypothesis", "pytest", "httpx", *METRICS])
 def test_importing_the_library_does_not_import(package: str) -> None:
     code = f"import sys, trio_mlxgate; sys.exit({package!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

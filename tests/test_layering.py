@@ -22,6 +22,11 @@ LAYERS: Final[dict[str, int]] = {
     "instrumentation": 2,
     "parking_lot": 2,
     "slots": 2,
+    "loan": 2,
+    "detached_slots": 2,
+    "progress": 2,
+    "refusals": 2,
+    "outer_deadline": 2,
     "gate": 2,
     "mlx": 2,
     "options": 2,
@@ -47,7 +52,7 @@ DECIDING_MUST_NOT_KNOW: Final = {
 REQUIRED: Final = {"trio", "attrs", "outcome", "anyio", "httpx", "h11"}
 """The dependencies that are always there."""
 
-OPTIONAL: Final = {"rich": "cli", "httpx2": "httpx2"}
+OPTIONAL: Final = {"rich": "cli", "httpx2": "httpx2", "prometheus_client": "prometheus", "opentelemetry": "otel"}
 """What may be missing, and the extra that brings it."""
 
 # By file: the same folder may hold modules of other worlds (commands/ has one file a command).

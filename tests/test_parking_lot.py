@@ -170,5 +170,5 @@ async def test_10000_that_are_cancelled_leave_nothing_behind() -> None:
         assert len(lot) == 10_000
         nursery.cancel_scope.cancel()
     assert lot.statistics() == PriorityParkingLotStatistics(0, {})
-    assert not lot._priorities
+    assert not lot._places
     assert not lot._line._classes

@@ -3,14 +3,22 @@
 # Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
 #   L0  errors, priority
 #   L1  core                     decides; knows neither trio nor a clock
-#   L2  instrumentation, parking_lot, slots, gate, mlx, options, _transport, httpx, httpx2    act
+#   L2  instrumentation, parking_lot, slots, loan, detached_slots, progress, outer_deadline,
+#       refusals, gate, mlx, options, _transport, httpx, httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 
 from __future__ import annotations
 
+from trio_mlxgate.core.estimates import Outlook as Outlook
 from trio_mlxgate.core.statistics import GateStatistics as GateStatistics
-from trio_mlxgate.errors import GateRefused as GateRefused, QueueFull as QueueFull, WaitTooLong as WaitTooLong
+from trio_mlxgate.detached_slots import DetachedSlot as DetachedSlot
+from trio_mlxgate.errors import (
+    GateRefused as GateRefused,
+    QueueFull as QueueFull,
+    Superseded as Superseded,
+    WaitTooLong as WaitTooLong,
+)
 from trio_mlxgate.gate import Gate as Gate
 from trio_mlxgate.mlx import (
     GateStatus as GateStatus,
@@ -25,9 +33,11 @@ from trio_mlxgate.options import (
     use_options as use_options,
     use_priority as use_priority,
 )
+from trio_mlxgate.outer_deadline import OuterDeadlineWarning as OuterDeadlineWarning
 from trio_mlxgate.parking_lot import (
     PriorityParkingLot as PriorityParkingLot,
     PriorityParkingLotStatistics as PriorityParkingLotStatistics,
 )
 from trio_mlxgate.priority import DEFAULT_PRIORITY as DEFAULT_PRIORITY, Priority as Priority
-from trio_mlxgate.slots import DetachedSlot as DetachedSlot, Slot as Slot
+from trio_mlxgate.progress import Progress as Progress
+from trio_mlxgate.slots import Slot as Slot

@@ -14,7 +14,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate.core.checks import check_seconds
-from trio_mlxgate.errors import GateRefused, QueueFull, WaitTooLong
+from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.mlx import current_mlx_gate
 from trio_mlxgate.options import EXTENSION, RequestOptions, current_options, options_from_extension
 from trio_mlxgate.priority import URGENCY_PRIORITIES, check_priority, priority_from_header
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
 
+    from trio_mlxgate.detached_slots import DetachedSlot
     from trio_mlxgate.gate import Gate
-    from trio_mlxgate.slots import DetachedSlot, Loan
+    from trio_mlxgate.loan import Loan
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing a response may take; it can't be cancelled, so it must have an end of its own."""
@@ -184,9 +185,10 @@ class GateTransportBase(Generic[TransportT]):
 
     The slot is kept until the response body is closed, read to its end, or broken. The time in the queue lies
     outside of all of the client's timeouts. A request says what it asks of the gate by
-    ``extensions={"mlxgate": {"priority": 0, "max_wait": 2.0, "hold_timeout": 30.0}}``, by a ``Priority``
-    header (RFC 9218), or by :func:`trio_mlxgate.use_options` around it; of these the first that names a field
-    counts. ``response.extensions["mlxgate"]`` is ``{"waited": seconds}``.
+    ``extensions={"mlxgate": {"priority": 0, "max_wait": 2.0, "hold_timeout": 30.0}}`` (the fields are those of
+    :class:`trio_mlxgate.RequestOptions`), by a ``Priority`` header (RFC 9218), or by
+    :func:`trio_mlxgate.use_options` around it; of these the first that names a field counts.
+    ``response.extensions["mlxgate"]`` is ``{"waited": seconds}``.
 
     A task that owns a slot of the same gate passes, with one open response at a time; its children queue.
 
@@ -196,7 +198,8 @@ class GateTransportBase(Generic[TransportT]):
 
     A request raises, beside what the inner transport does, exceptions that are the gate's own and of the
     client's family at once: ``QueueFull`` (a ``ConnectError``) and ``WaitTooLong`` (a ``PoolTimeout``), with nothing
-    sent, and ``HoldTimeout`` (a ``ReadTimeout`` and :class:`trio.TooSlowError`). RuntimeError: the task would wait
+    sent, and ``HoldTimeout`` (a ``ReadTimeout`` and :class:`trio.TooSlowError`); and :class:`trio_mlxgate.Superseded`,
+    which is of no client's family, so that no SDK sends such a request again. RuntimeError: the task would wait
     for itself, since it has a response open under its own slot, or its open responses hold all slots. TypeError,
     ValueError: the extension is not as described. A malformed header is ignored.
     """
@@ -337,8 +340,13 @@ class GateTransportBase(Generic[TransportT]):
                 options.final_priority,
                 max_wait=options.final_max_wait,
                 hold_timeout=options.final_hold_timeout,
+                supersede=options.supersede,
+                outer_deadline=options.outer_deadline,
                 tied=True,
             )
+        except Superseded:
+            # Of no client's family: an SDK would send it again, and it would push out the newer one in turn.
+            raise
         except GateRefused as refused:
             raise self._in_family(refused) from refused
 

@@ -5,6 +5,7 @@
     Exception
      └── GateRefused           the gate did not let this call in; nothing ran, nothing is held
           ├── QueueFull        too many wait already (HTTP 429)
+          ├── Superseded       a newer call came with the same ``supersede`` key (HTTP 410)
           └── WaitTooLong      max_wait ended before a slot was granted (HTTP 503)
 
 Beside these the gate raises what trio's own primitives raise: :class:`trio.TooSlowError` when a
@@ -36,13 +37,25 @@ class GateRefused(Exception):
 
 
 class QueueFull(GateRefused):
-    """The queue holds as many waiters as it may; the call was refused at once.
+    """The queue holds as many waiters as the gate's ``max_waiting`` allows; the call was refused at once.
 
-    A :class:`trio_mlxgate.Gate` has no limit of its queue yet and never raises it; a gate of your own may.
+    ``retry_after`` is how long the call would have waited at the end of the queue: who comes again then, finds
+    that all who stood before it have had their turn.
     """
 
     status: ClassVar[int] = 429
     code: ClassVar[str] = "queue_full"
+
+
+class Superseded(GateRefused):
+    """A newer call came with the same ``supersede`` key, so that this one's answer is wanted no more.
+
+    Trying again would push out the newer call in turn. So it is never an exception of an HTTP client's family, its
+    status is none that clients retry, and ``retry_after`` is always None.
+    """
+
+    status: ClassVar[int] = 410
+    code: ClassVar[str] = "superseded"
 
 
 class WaitTooLong(GateRefused):

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import outcome
 import trio
 from trio.lowlevel import current_task, current_trio_token, enable_ki_protection, reschedule
 
-from trio_mlxgate.core.admission import Admission, TicketState
+from trio_mlxgate.core.admission import Admission
 from trio_mlxgate.core.checks import check_capacity, check_seconds
-from trio_mlxgate.errors import WaitTooLong
-from trio_mlxgate.instrumentation import KINDS, Granted, LoggingHook, Overdue, Queued, Released, Starving
+from trio_mlxgate.core.ticket import SUPERSEDED, TicketState
+from trio_mlxgate.detached_slots import DetachedSlot
+from trio_mlxgate.instrumentation import details
+from trio_mlxgate.instrumentation.listeners import Listeners
+from trio_mlxgate.instrumentation.logging import LoggingHook
+from trio_mlxgate.loan import Loan
+from trio_mlxgate.outer_deadline import OuterDeadlines, check_outer_deadline
 from trio_mlxgate.priority import DEFAULT_PRIORITY
-from trio_mlxgate.slots import AsyncSlot, DetachedSlot, Loan, Slot, SyncSlot
+from trio_mlxgate.progress import Progress, ProgressBoard
+from trio_mlxgate.refusals import refusal
+from trio_mlxgate.slots import AsyncSlot, Slot, SyncSlot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Mapping
 
     from trio.lowlevel import Task, TrioToken
 
     from trio_mlxgate.core.admission import Passed
     from trio_mlxgate.core.statistics import GateStatistics
-    from trio_mlxgate.instrumentation import Details, Hook
+    from trio_mlxgate.errors import GateRefused
+    from trio_mlxgate.instrumentation import CallDetails, Hook
+    from trio_mlxgate.outer_deadline import OuterDeadline
 
 DEFAULT_HOOKS: Final[tuple[Hook, ...]] = (LoggingHook(),)
 """What a gate is given that names no hooks."""
-
-_logger: Final = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    _Listener = tuple[Hook, Callable[[], bool]]
 
 
 class Gate:
@@ -54,6 +57,18 @@ class Gate:
     Args:
       capacity: how many slots there are, an int >= 0; 0 lets nobody in until it is raised.
       name: what log lines and errors call this gate.
+      aging: seconds, > 0 and finite; None is strict priority. Else who waits gains on those who come later: the order
+        is that of ``arrival + aging * priority / 100``, so that a BACKGROUND waiter is passed only by FOREGROUND ones
+        that came less than ``aging`` seconds after it. Of two equal ranks the earlier arrival goes first.
+      reserved: slots to keep free for better priorities, as ``{Priority.FOREGROUND: 1}``. For each key ``q``, the
+        priorities worse than ``q`` are granted one more slot only while they hold fewer than ``max(1, capacity - sum of
+        reserved[r] for r <= q)``; a waiter whom this holds back is passed over by whoever is eligible, for as long as
+        it lasts. At capacity 1 it has no effect, and it protects nobody from better priorities.
+      max_waiting: how many calls may wait, in all, or for each key of a mapping calls of that priority and worse ones;
+        one more is refused at once with :class:`QueueFull`. Who need not wait is never refused.
+      outer_deadline: what is done about a finite deadline of the caller around the wait: ``"warn"`` (an
+        :class:`OuterDeadlineWarning`, once for each place in the code), ``"raise"`` (RuntimeError) or ``"allow"``.
+        ``"warn"`` looks at all calls that wait and at some of the others: the first 1000 of a run, and then every 64th.
       starvation_warning: a waiter is reported when it has waited for so many seconds, while it waits.
       hooks: who is told of each step (see :mod:`trio_mlxgate.instrumentation`); default: logging.
 
@@ -66,23 +81,37 @@ class Gate:
         capacity: int = 1,
         *,
         name: str = "mlx",
+        aging: float | None = None,
+        reserved: Mapping[int, int] | None = None,
+        max_waiting: int | Mapping[int, int] | None = None,
+        outer_deadline: OuterDeadline = "warn",
         starvation_warning: float = 300.0,
         hooks: Iterable[Hook] = DEFAULT_HOOKS,
     ) -> None:
         self.name = name
-        self._starvation_warning = check_seconds("starvation_warning", starvation_warning)
-        self._listeners: dict[type[Details], tuple[_Listener, ...]] = {}
-        self._listen(tuple(hooks))
         self._admission: Admission[Slot] = Admission(
-            check_capacity(capacity), starvation_warning=self._starvation_warning
+            check_capacity(capacity),
+            starvation_warning=check_seconds("starvation_warning", starvation_warning),
+            aging=aging,
+            reserved=reserved,
+            max_waiting=max_waiting,
         )
+        self._outer_policy: OuterDeadline = check_outer_deadline(outer_deadline)
+        self._outer_deadlines = OuterDeadlines(name)
+        self._listen(tuple(hooks))
         self._token: TrioToken | None = None
         self._clock: Callable[[], float] = _no_clock
+        self._start_empty()
+
+    def _start_empty(self) -> None:
         # Which owned slot each task holds.
         self._owners: dict[Task, Slot] = {}
         # Detached slots and loans that only the task noted in them can give back.
         self._tied: set[DetachedSlot | Loan] = set()
         self._watch_scope: trio.CancelScope | None = None
+        self._board = ProgressBoard(self)
+        # How many calls have asked that did not say outer_deadline="allow".
+        self._entries = 0
 
     def __repr__(self) -> str:
         a = self._admission
@@ -96,6 +125,8 @@ class Gate:
         *,
         hold_timeout: float = math.inf,
         max_wait: float = math.inf,
+        supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
     ) -> AsyncSlot:
         """A slot to be used once, with ``async with``: held while the body runs.
 
@@ -108,24 +139,34 @@ class Gate:
           hold_timeout: how many seconds the body may take, from the grant on. When they are over the
             body is cancelled and leaving raises :class:`trio.TooSlowError`. Waiting uses none of it.
           max_wait: how many seconds the call may stand in the queue. 0: only if it need not wait.
+          supersede: any hashable key; this call takes the place of the waiter that has the same key, who gets
+            :class:`Superseded`. Of the same priority: its very place in the queue (but ``max_wait`` and
+            :attr:`Slot.waited` are this call's own); of another: this call queues last in its own class. Who was
+            granted a slot is left alone, and a call that is refused or cancelled when it asks supersedes nobody.
+          outer_deadline: as for the gate, for this call; None: as the gate says.
 
         Raises:
           TypeError, ValueError: at once, if an argument isn't as described.
           WaitTooLong: on entering, ``max_wait`` ended.
+          QueueFull: on entering, the call must wait and ``max_waiting`` calls do already.
+          Superseded: on entering, a newer call came with the same key while this one was waiting.
           RuntimeError: on entering, if this task already owns a slot of this gate, which would wait for
             itself, or if its own open responses hold all slots; if the slot was used before; or if the
-            gate belongs to another run that is alive.
+            gate belongs to another run that is alive; or, with ``outer_deadline="raise"``, if there is one.
           trio.TooSlowError: on leaving, ``hold_timeout`` ended.
         """
-        return AsyncSlot(self, priority, hold_timeout, max_wait)
+        return AsyncSlot(self, priority, hold_timeout, max_wait, supersede, outer_deadline)
 
-    def slot_nowait(self, priority: int = DEFAULT_PRIORITY, *, hold_timeout: float = math.inf) -> SyncSlot:
+    def slot_nowait(
+        self, priority: int = DEFAULT_PRIORITY, *, hold_timeout: float = math.inf, supersede: Hashable | None = None
+    ) -> SyncSlot:
         """A slot to be used once, with a plain ``with``: :meth:`slot` for those who will not wait.
 
         Neither entering nor leaving is a checkpoint. Entering raises :class:`trio.WouldBlock` if no slot is
-        free, or if somebody waits for one.
+        free, if somebody waits for one whom this call would pass, or if the slots that are free are reserved for
+        better priorities.
         """
-        return SyncSlot(self, priority, hold_timeout, 0.0)
+        return SyncSlot(self, priority, hold_timeout, 0.0, supersede, "allow")
 
     @enable_ki_protection
     async def acquire_detached(
@@ -134,6 +175,8 @@ class Gate:
         *,
         hold_timeout: float = math.inf,
         max_wait: float = math.inf,
+        supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
         tied: bool = False,
     ) -> DetachedSlot:
         """Wait for a slot that belongs to no task: whoever has it gives it back with ``release()``.
@@ -143,15 +186,15 @@ class Gate:
         holder to keep, and a slot kept beyond it is reported.
 
         Args:
-          priority, hold_timeout, max_wait: as for :meth:`slot`.
+          priority, hold_timeout, max_wait, supersede, outer_deadline: as for :meth:`slot`.
           tied: only the asking task will give it back (or the one that last called ``adopt()``). If all slots
             of the gate are so tied to a task that asks for one more, in whichever way, it would wait for itself.
 
         Raises:
-          WaitTooLong, TypeError, ValueError: as for :meth:`slot`.
-          RuntimeError: as for :meth:`slot`.
+          WaitTooLong, QueueFull, Superseded: as for :meth:`slot`.
+          TypeError, ValueError, RuntimeError: as for :meth:`slot`.
         """
-        slot = DetachedSlot(self, priority, hold_timeout, max_wait, tied)
+        slot = DetachedSlot(self, priority, hold_timeout, max_wait, supersede, outer_deadline, tied)
         await slot._acquire()
         return slot
 
@@ -172,6 +215,20 @@ class Gate:
 
     # ---- looking and steering ----
 
+    def progress(self, slot: Slot) -> Progress:
+        """Follow a call of this gate while it waits: ``async for outlook in gate.progress(slot)``.
+
+        To be followed by another task than the one that waits, from before it asks, or at any time later. Each
+        item is an :class:`Outlook`; the loop ends when the call waits no more. One walk through the queue serves all
+        who watch, at most once in a scheduler pass; while nobody watches there is none.
+
+        Raises:
+          ValueError: ``slot`` is not one of this gate's.
+        """
+        if slot.gate is not self:
+            raise ValueError(f"{slot!r} is not a slot of gate {self.name!r}")
+        return Progress(slot)
+
     @property
     def capacity(self) -> int:
         """How many slots there are. Settable at any time from the gate's run, and when no run uses it.
@@ -189,7 +246,12 @@ class Gate:
             self._bind()
         else:
             self._check_run()
-        self._wake(self._admission.set_capacity(capacity, self._clock()))
+        before = self._admission.capacity
+        granted = self._admission.set_capacity(capacity, self._clock())
+        self._wake(granted)
+        if capacity != before:
+            self._tell_of_gate(details.CapacityChanged, before=before)
+        self._tell_granted(granted)
 
     @enable_ki_protection
     def statistics(self) -> GateStatistics:
@@ -213,10 +275,9 @@ class Gate:
             raise RuntimeError(f"{self!r} is in use by another trio run; each run needs a gate of its own")
         if self._token is not None:
             # What the ended run left behind is gone with it; its slots still point to the old state.
-            self._admission = Admission(self._admission.capacity, starvation_warning=self._starvation_warning)
-            self._owners = {}
-            self._tied = set()
-            self._watch_scope = None
+            self._admission = self._admission.anew()
+            self._listeners.drop(self._board)
+            self._start_empty()
         self._token = token
         self._clock = trio.lowlevel.current_clock().current_time
 
@@ -236,28 +297,58 @@ class Gate:
         return False
 
     def _wake(self, granted: list[Slot]) -> None:
-        """Let the tasks run to which the core has granted slots."""
+        """Let the tasks run to which the core has granted slots. Hooks are told when all are on their way."""
         for ticket in granted:
             if ticket.waiter is not None:
                 reschedule(ticket.waiter)
+
+    def _tell_granted(self, granted: list[Slot]) -> None:
         if granted and self._granted_wanted():
             for ticket in granted:
-                self._tell(Granted, ticket)
+                self._tell(details.Granted, ticket)
 
     def _released(self, ticket: Slot, granted: list[Slot]) -> None:
         """A slot was given back, which let others in: let their tasks run, and only then tell anybody."""
-        for other in granted:
-            if other.waiter is not None:
-                reschedule(other.waiter)
+        self._wake(granted)
         wanted = self._handover_wanted
         if wanted():
-            self._tell(Released, ticket)
+            self._tell(details.Released, ticket)
             for other in granted:
-                self._tell(Granted, other)
+                self._tell(details.Granted, other)
 
-    def _waits_for_itself(self, task: Task) -> bool:
-        """Whether every slot that is out is tied to ``task``, so that it would wait for itself."""
-        return 0 < self._admission.in_flight == len(self._tied) and all(t.holder is task for t in self._tied)
+    def _cancelled(self, ticket: Slot, granted: list[Slot]) -> None:
+        """A waiter was cancelled, which let others in."""
+        self._wake(granted)
+        self._tell(details.Cancelled, ticket)
+        self._tell_granted(granted)
+
+    def _superseded(self, older: Slot, newer: Slot) -> None:
+        """``older`` is out of the queue, for ``newer``: its task gets the error."""
+        if older.waiter is not None:
+            reschedule(older.waiter, outcome.Error(self._refusal(older)))
+        self._tell(details.Superseded, older, by=newer.seq)
+
+    def _refused(self, ticket: Slot) -> None:
+        self._tell(details.Rejected, ticket, reason=ticket.refusal)
+
+    def _refusal(self, ticket: Slot, known: dict[int, float | None] | None = None) -> GateRefused:
+        """The error for a rejected call, with what the queue says of its chance if it comes again.
+
+        ``known`` keeps the answers for each priority, for when many are refused at once.
+        """
+        if ticket.refusal == SUPERSEDED:
+            return refusal(self.name, ticket, waited=0.0, waiting=0, retry_after=None)
+        expected: dict[int, float | None] = {} if known is None else known
+        admission, now, priority = self._admission, self._clock(), ticket.priority
+        if priority not in expected:
+            expected[priority] = admission.expected_wait(priority, now)
+        waited, waiting = now - ticket.arrived_at, admission.tasks_waiting
+        return refusal(self.name, ticket, waited=waited, waiting=waiting, retry_after=expected[priority])
+
+    def _waits_for_itself(self, slot: Slot, task: Task) -> bool:
+        """Whether ``slot`` can't be had as long as ``task`` holds what is tied to it: it would wait for itself."""
+        mine = [tied.slot if isinstance(tied, Loan) else tied for tied in self._tied if tied.holder is task]
+        return bool(mine) and self._admission.blocked_by(mine, slot.priority)
 
     def _watch(self) -> None:
         """See to it that the next alarm of the core is heard, by a system task that lives while there are any.
@@ -290,71 +381,64 @@ class Gate:
                 self._watch_scope = None
 
     def _act_on(self, passed: Passed[Slot]) -> None:
+        # One look at the queue for each priority, however many expire at once.
+        expected: dict[int, float | None] = {}
         for ticket in passed.expired:
-            waited = self._clock() - ticket.arrived_at
-            message = f"no slot of gate {self.name!r} within max_wait: waited {waited:.3g} s"
             assert ticket.waiter is not None
-            reschedule(ticket.waiter, outcome.Error(WaitTooLong(message)))
+            reschedule(ticket.waiter, outcome.Error(self._refusal(ticket, expected)))
         self._wake(passed.granted)
+        for ticket in passed.expired:
+            self._refused(ticket)
+        self._tell_granted(passed.granted)
         for ticket in passed.starving:
-            self._tell(Starving, ticket)
+            self._tell(details.Starving, ticket)
         for ticket in passed.overdue:
-            self._tell(Overdue, ticket)
+            self._tell(details.Overdue, ticket)
+
+    # ---- hooks ----
 
     def _listen(self, hooks: tuple[Hook, ...]) -> None:
+        self._listeners = listeners = Listeners(self.name, hooks)
         # The events of every call have a short way to hear that nobody listens.
-        self._listeners = {kind: tuple((hook, hook.interest(kind)) for hook in hooks) for kind in KINDS}
-        self._queued_wanted = _any_of(hooks, Queued)
-        self._granted_wanted = _any_of(hooks, Granted)
-        self._released_wanted = _any_of(hooks, Released)
-        self._handover_wanted = _any_of(hooks, Released, Granted)
+        self._queued_wanted = listeners.wanted(details.Queued)
+        self._granted_wanted = listeners.wanted(details.Granted)
+        self._released_wanted = listeners.wanted(details.Released)
+        self._handover_wanted = listeners.wanted(details.Released, details.Granted)
 
-    def _tell(self, kind: type[Details], ticket: Slot) -> None:
-        """Tell the hooks that want to know; one that raises is logged and taken out."""
-        for hook, interested in self._listeners[kind]:
-            try:
-                if interested():
-                    hook(self._describe(kind, ticket))
-            except Exception:
-                self._listeners = {
-                    each: tuple(listener for listener in listeners if listener[0] is not hook)
-                    for each, listeners in self._listeners.items()
-                }
-                _logger.exception("hook %r of gate %r failed and is not called any more", hook, self.name)
+    def _tell(self, kind: type[CallDetails], ticket: Slot, **more: Any) -> None:
+        """Tell the hooks what has happened to a call."""
+        self._listeners.tell(kind, lambda: self._describe(kind, ticket, more))
 
-    def _describe(self, kind: type[Details], ticket: Slot) -> Details:
+    def _tell_of_gate(self, kind: type[details.Details], **more: Any) -> None:
+        self._listeners.tell(kind, lambda: kind(**self._shape(), **more))
+
+    def _describe(self, kind: type[CallDetails], ticket: Slot, more: dict[str, Any]) -> CallDetails:
         now = self._clock()
-        waiting = ticket.state is not TicketState.GRANTED and ticket.state is not TicketState.RELEASED
+        granted = ticket.state is TicketState.GRANTED or ticket.state is TicketState.RELEASED
+        arrived = ticket.seq > 0
         return kind(
-            gate=self.name,
+            **self._shape(),
             priority=ticket.priority,
             seq=ticket.seq,
-            queue_length=self._admission.tasks_waiting,
-            waited=now - ticket.arrived_at if waiting else ticket.waited,
-            held=0.0 if waiting else now - ticket.granted_at,
+            queued=ticket.place is not None,
+            waited=ticket.waited if granted else now - ticket.arrived_at if arrived else 0.0,
+            held=now - ticket.granted_at if granted else 0.0,
+            **more,
         )
+
+    def _shape(self) -> dict[str, Any]:
+        admission = self._admission
+        return {
+            "gate": self.name,
+            "capacity": admission.capacity,
+            "in_flight": admission.in_flight,
+            "queue_length": admission.tasks_waiting,
+        }
 
 
 def _no_clock() -> float:
     """The time of a gate that no run has used: nothing has happened yet."""
     return 0.0
-
-
-def _any_of(hooks: tuple[Hook, ...], *kinds: type[Details]) -> Callable[[], bool]:
-    """A function that says whether any hook may want to be called for these kinds now. It never raises."""
-    interests = tuple(hook.interest(*kinds) for hook in hooks)
-    if not interests:
-        return bool  # false without arguments, and the quickest callable there is
-    if len(hooks) == 1 and type(hooks[0]) is LoggingHook:
-        return interests[0]  # ours, which doesn't raise
-
-    def wanted() -> bool:
-        try:
-            return any(interested() for interested in interests)
-        except Exception:  # noqa: BLE001 - _tell will meet it again, and take the hook out
-            return True
-
-    return wanted
 
 
 def _nothing() -> None:

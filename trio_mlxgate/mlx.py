@@ -14,6 +14,9 @@ from trio_mlxgate.gate import Gate
 from trio_mlxgate.priority import DEFAULT_PRIORITY, Priority
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from trio_mlxgate.outer_deadline import OuterDeadline
     from trio_mlxgate.slots import AsyncSlot
 
 CAPACITY_VARIABLE: Final = "MLXGATE_CAPACITY"
@@ -59,10 +62,17 @@ def current_mlx_gate() -> Gate:
 
 
 def acquire_mlx_gate(
-    priority: int = DEFAULT_PRIORITY, *, hold_timeout: float = math.inf, max_wait: float = math.inf
+    priority: int = DEFAULT_PRIORITY,
+    *,
+    hold_timeout: float = math.inf,
+    max_wait: float = math.inf,
+    supersede: Hashable | None = None,
+    outer_deadline: OuterDeadline | None = None,
 ) -> AsyncSlot:
     """A slot of this run's gate, for ``async with``; arguments and errors are those of :meth:`Gate.slot`."""
-    return current_mlx_gate().slot(priority, hold_timeout=hold_timeout, max_wait=max_wait)
+    return current_mlx_gate().slot(
+        priority, hold_timeout=hold_timeout, max_wait=max_wait, supersede=supersede, outer_deadline=outer_deadline
+    )
 
 
 def get_mlx_gate() -> AsyncSlot:

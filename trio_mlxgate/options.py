@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate.outer_deadline import OuterDeadline, check_outer_deadline
 from trio_mlxgate.priority import DEFAULT_PRIORITY, check_priority
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ class RequestOptions:
     hold_timeout: float | None = None
     """How many seconds it may take from the grant until its body is closed."""
 
+    supersede: Hashable | None = None
+    """A key: the request takes the place of the waiter that has the same; see :meth:`trio_mlxgate.Gate.slot`."""
+
+    outer_deadline: OuterDeadline | None = None
+    """What is done about a deadline around the wait, ``"warn"``, ``"raise"`` or ``"allow"``; None: as the gate says."""
+
     def __attrs_post_init__(self) -> None:
         if self.priority is not None:
             check_priority(self.priority)
@@ -37,6 +44,10 @@ class RequestOptions:
             check_seconds("max_wait", self.max_wait)
         if self.hold_timeout is not None:
             check_seconds("hold_timeout", self.hold_timeout)
+        if self.supersede is not None:
+            hash(self.supersede)
+        if self.outer_deadline is not None:
+            check_outer_deadline(self.outer_deadline)
 
     def over(self, other: RequestOptions) -> RequestOptions:
         """These options, and what they leave open as ``other`` says."""
@@ -44,6 +55,8 @@ class RequestOptions:
             priority=other.priority if self.priority is None else self.priority,
             max_wait=other.max_wait if self.max_wait is None else self.max_wait,
             hold_timeout=other.hold_timeout if self.hold_timeout is None else self.hold_timeout,
+            supersede=other.supersede if self.supersede is None else self.supersede,
+            outer_deadline=other.outer_deadline if self.outer_deadline is None else self.outer_deadline,
         )
 
     @property
@@ -96,7 +109,12 @@ def options_from_extension(extension: object) -> RequestOptions:
 
 @contextmanager
 def use_options(
-    *, priority: int | None = None, max_wait: float | None = None, hold_timeout: float | None = None
+    *,
+    priority: int | None = None,
+    max_wait: float | None = None,
+    hold_timeout: float | None = None,
+    supersede: Hashable | None = None,
+    outer_deadline: OuterDeadline | None = None,
 ) -> Generator[None]:
     """Within this block, requests through a ``GateTransport`` have these options, unless they name their own.
 
@@ -108,12 +126,21 @@ def use_options(
       priority: the lower goes first.
       max_wait: seconds that a request may stand in the queue.
       hold_timeout: seconds that a request may take from the grant until its body is closed.
+      supersede: a key; each request takes the place of the waiter that has the same one.
+      outer_deadline: what is done about a deadline around the wait.
 
     Raises:
       TypeError, ValueError: on entering the block, if an argument isn't as described.
     """
     outer = _current.get()
-    _current.set(RequestOptions(priority=priority, max_wait=max_wait, hold_timeout=hold_timeout).over(outer))
+    options = RequestOptions(
+        priority=priority,
+        max_wait=max_wait,
+        hold_timeout=hold_timeout,
+        supersede=supersede,
+        outer_deadline=outer_deadline,
+    )
+    _current.set(options.over(outer))
     try:
         yield
     finally:

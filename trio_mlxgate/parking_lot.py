@@ -40,7 +40,9 @@ class PriorityParkingLot:
 
     def __init__(self) -> None:
         self._line: PriorityLine[Task] = PriorityLine()
-        self._priorities: dict[Task, int] = {}
+        # Of each task its priority and its place in the line.
+        self._places: dict[Task, tuple[int, int]] = {}
+        self._arrivals = 0
         self.broken_by: list[Task] = []
         """The tasks that broke this lot; empty while it is whole."""
 
@@ -48,7 +50,7 @@ class PriorityParkingLot:
         return len(self._line)
 
     def __bool__(self) -> bool:
-        return bool(self._priorities)
+        return bool(self._places)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {len(self)} parked{', broken' if self.broken_by else ''}>"
@@ -68,11 +70,13 @@ class PriorityParkingLot:
         if self.broken_by:
             raise trio.BrokenResourceError(f"this parking lot was broken by {self.broken_by}")
         task = current_task()
-        self._line.add(task, priority)
-        self._priorities[task] = priority
+        self._arrivals += 1
+        self._places[task] = priority, self._arrivals
+        self._line.add(self._arrivals, task, priority)
 
         def abort(_: trio.lowlevel.RaiseCancelT) -> Abort:
-            self._line.remove(task, self._priorities.pop(task))
+            priority, place = self._places.pop(task)
+            self._line.remove(place, priority)
             return Abort.SUCCEEDED
 
         await wait_task_rescheduled(abort)
@@ -89,7 +93,7 @@ class PriorityParkingLot:
         woken: list[Task] = []
         while self._line and len(woken) < count:
             task = self._line.take_first()
-            del self._priorities[task]
+            del self._places[task]
             reschedule(task)
             woken.append(task)
         return woken
@@ -110,7 +114,7 @@ class PriorityParkingLot:
         self.broken_by.append(task)
         while self._line:
             parked = self._line.take_first()
-            del self._priorities[parked]
+            del self._places[parked]
             error = trio.BrokenResourceError(f"this parking lot was broken by {task}")
             reschedule(parked, outcome.Error(error))
 

@@ -18,19 +18,24 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from trio_mlxgate.core.admission import Ticket, TicketState
 from trio_mlxgate.core.checks import check_seconds
-from trio_mlxgate.errors import WaitTooLong
-from trio_mlxgate.instrumentation import Granted, Queued, Released
+from trio_mlxgate.core.ticket import Ticket, TicketState
+from trio_mlxgate.errors import Superseded
+from trio_mlxgate.instrumentation import Cancelled, Granted, Queued, Released
+from trio_mlxgate.loan import Loan
+from trio_mlxgate.outer_deadline import LOOKS_AT_ALL, LOOKS_AT_EVERY, check_outer_deadline
 from trio_mlxgate.priority import Priority, check_priority
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from types import TracebackType
 
     from trio.lowlevel import Task
 
     from trio_mlxgate.core.admission import Admission
+    from trio_mlxgate.core.estimates import Outlook
     from trio_mlxgate.gate import Gate
+    from trio_mlxgate.outer_deadline import OuterDeadline
 
 # Plain names for what the path of every call looks at.
 _NEW: Final = TicketState.NEW
@@ -42,13 +47,21 @@ _GRANTED: Final = TicketState.GRANTED
 class Slot(Ticket):
     """A slot of a gate, from asking for it to giving it back. Made by the gate's methods; used once."""
 
-    __slots__ = ("_admission", "_loan", "_scope", "_tied", "gate", "task", "waiter")
+    __slots__ = ("_admission", "_loan", "_scope", "_tied", "gate", "outer_deadline", "task", "waiter")
 
     _admission: Admission[Slot]
     waiter: Task | None
     """The task to wake when the wait ends; None while there is none that sleeps."""
 
-    def __init__(self, gate: Gate, priority: int, hold_timeout: float, max_wait: float) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        priority: int,
+        hold_timeout: float,
+        max_wait: float,
+        supersede: Hashable | None,
+        outer_deadline: OuterDeadline | None,
+    ) -> None:
         # What nearly every call has is known to be good; to look at it again would cost as much as the rest.
         if type(priority) is not Priority:
             check_priority(priority)
@@ -56,6 +69,8 @@ class Slot(Ticket):
             check_seconds("hold_timeout", hold_timeout)
         if max_wait is not inf:
             check_seconds("max_wait", max_wait)
+        if supersede is not None:
+            hash(supersede)  # or TypeError, here and not in the queue
         self.gate = gate
         """The gate that the slot belongs to."""
         # What Ticket.__init__ does; to call it would cost more than all these.
@@ -63,8 +78,13 @@ class Slot(Ticket):
         """The priority that was asked for."""
         self.hold_timeout = hold_timeout
         self.max_wait = max_wait
+        self.supersede = supersede
+        self.outer_deadline: OuterDeadline = (
+            gate._outer_policy if outer_deadline is None else check_outer_deadline(outer_deadline)
+        )
         self.state = _NEW
         self.seq = 0
+        self.place = None
         self.arrived_at = self.granted_at = 0.0
         self.hold_deadline = inf
         self.detached = False
@@ -104,6 +124,28 @@ class Slot(Ticket):
             self._scope.deadline = deadline
         else:
             self.gate._watch()
+
+    @property
+    def position(self) -> int | None:
+        """Where the call stands in the order in which waiters would be let in, 1 being the next; None: it doesn't wait.
+
+        It looks through the waiters that go first: to follow many, use :meth:`Gate.progress`.
+        """
+        outlook = self._outlook()
+        return None if outlook is None else outlook.position
+
+    @property
+    def estimated_wait(self) -> float | None:
+        """In how many seconds from now the call is expected to be let in, by the mean holds of the past.
+
+        What the holders have left of their classes' mean holds, and the mean holds of the waiters that go first, by
+        the capacity. None if it doesn't wait, at capacity 0, and while no hold has ended yet.
+        """
+        outlook = self._outlook()
+        return None if outlook is None else outlook.estimated_wait
+
+    def _outlook(self) -> Outlook | None:
+        return self._admission.outlook(self, self.gate._clock()) if self.state is _WAITING else None
 
     def lend(self, purpose: str, *, hold_timeout: float = inf) -> Loan:
         """Let one thing that outlives a call, such as an open response, run under this owned slot.
@@ -159,6 +201,12 @@ class Slot(Ticket):
         task = current_task()
         if self.state is not _NEW or task in gate._owners:
             self._refuse()
+        looked = self.outer_deadline == "allow"
+        if not looked:
+            entries = gate._entries = gate._entries + 1
+            if entries <= LOOKS_AT_ALL or not entries % LOOKS_AT_EVERY or self.outer_deadline == "raise":
+                gate._outer_deadlines.look(self.outer_deadline)
+                looked = True
         self.state = _ASKING
         self._admission = admission = gate._admission
         try:
@@ -171,33 +219,41 @@ class Slot(Ticket):
                 # A task that was just started to read one of the responses hasn't come to say so. trio runs the tasks
                 # of one pass in random order, so that two passes are needed to be sure of it.
                 for _ in range(2):
-                    if not admission.admits() and gate._waits_for_itself(task):
+                    if not admission.admits(self.priority) and gate._waits_for_itself(self, task):
                         await checkpoint()
         except BaseException:
             admission.turn_away(self)
+            gate._tell(Cancelled, self)
             raise
-        if gate._tied and not admission.admits() and gate._waits_for_itself(task):
+        if gate._tied and not admission.admits(self.priority) and gate._waits_for_itself(self, task):
             self.state = TicketState.REJECTED
+            gate._board.changed()
             raise RuntimeError(
                 f"all slots of gate {gate.name!r} are held by open responses of this task, which would wait "
                 "for itself: read them to their end or close them first, or read them in a task of their own"
             )
         # Here and below: a function that an attribute holds is called faster by way of a local name.
         clock = gate._clock
-        admission.request(self, clock())
+        older = admission.request(self, clock())
         if self.state is _GRANTED:
+            if older is not None:
+                gate._superseded(older, self)
             wanted = gate._granted_wanted
             if wanted():
                 gate._tell(Granted, self)
         else:
             if self.state is not _WAITING:
-                raise WaitTooLong(f"no slot of gate {gate.name!r} is free, and max_wait=0 leaves no time to wait")
+                await self._be_refused()
             try:
+                if not looked:
+                    gate._outer_deadlines.look(self.outer_deadline)
                 if gate._watch_scope is None or self.max_wait < inf:
                     gate._watch()
             except BaseException:
-                gate._wake(admission.cancel(self, gate._clock()))
+                gate._cancelled(self, admission.cancel(self, gate._clock()))
                 raise
+            if older is not None:
+                gate._superseded(older, self)
             wanted = gate._queued_wanted
             if wanted():
                 gate._tell(Queued, self)
@@ -205,9 +261,12 @@ class Slot(Ticket):
                 self.waiter = task
                 # The giver records the grant, so once this returns there is nothing left that could fail.
                 await wait_task_rescheduled(self._abort)
-            else:
+            elif self.state is _GRANTED:  # type: ignore[unreachable] # mypy takes the state for settled
                 # A hook that was told of the wait has raised the capacity: the slot is here before the task slept.
-                await cancel_shielded_checkpoint()  # type: ignore[unreachable] # mypy takes the state for settled
+                await cancel_shielded_checkpoint()
+            else:
+                # A hook that was told of the wait has asked with the same key.
+                await self._be_refused()
         if self.detached:
             self._hold_detached(task)
         else:
@@ -221,8 +280,17 @@ class Slot(Ticket):
     def _abort(self, _: trio.lowlevel.RaiseCancelT) -> Abort:
         """The wait is cancelled: leave the queue, and settle, in this step."""
         gate = self.gate
-        gate._wake(self._admission.cancel(self, gate._clock()))
+        gate._cancelled(self, self._admission.cancel(self, gate._clock()))
         return Abort.SUCCEEDED
+
+    async def _be_refused(self) -> NoReturn:
+        """The core has refused this call: raise what says so. Always a checkpoint."""
+        gate = self.gate
+        error = gate._refusal(self)
+        if not isinstance(error, Superseded):
+            gate._refused(self)
+        await cancel_shielded_checkpoint()
+        raise error
 
     def _hold_detached(self, task: Task) -> None:
         raise NotImplementedError
@@ -291,9 +359,8 @@ class AsyncSlot(Slot):
         gate._owners.pop(self.task, None)
         self.task = None
         admission = self._admission
-        # With nobody to let in the core has no use for the time, and to ask for it is not free.
         clock = gate._clock
-        granted = admission.release(self, clock() if admission._line.length else self.granted_at)
+        granted = admission.release(self, clock())
         if granted:
             gate._released(self, granted)
         else:
@@ -316,7 +383,11 @@ class SyncSlot(Slot):
         if self.state is not _NEW or task in gate._owners:
             self._refuse()
         self._admission = gate._admission
-        if not self._admission.request_nowait(self, gate._clock()):
+        entered, older = self._admission.request_nowait(self, gate._clock())
+        if older is not None:
+            gate._superseded(older, self)
+        if not entered:
+            gate._refused(self)
             raise trio.WouldBlock
         self.task = task
         gate._owners[task] = self
@@ -335,83 +406,3 @@ class SyncSlot(Slot):
             return self._leave(exc_type, exc, tb)
         self._give_back()
         return None
-
-
-class DetachedSlot(Slot):
-    """A slot that belongs to an object: to be given back with :meth:`release`, by any task of the gate's run."""
-
-    __slots__ = ("holder",)
-
-    def __init__(self, gate: Gate, priority: int, hold_timeout: float, max_wait: float, tied: bool) -> None:
-        super().__init__(gate, priority, hold_timeout, max_wait)
-        self.detached = True
-        self._tied = tied
-        self.holder: Task | None = None
-        """Of a tied slot: the task that will give it back."""
-
-    def _hold_detached(self, task: Task) -> None:
-        self.task = None
-        if self._tied:
-            self.holder = task
-            self.gate._tied.add(self)
-        if self.hold_deadline < inf:
-            self.gate._watch()
-
-    def adopt(self) -> None:
-        """The current task is the one that will give the slot back."""
-        self.holder = current_task()
-
-    @enable_ki_protection
-    def release(self) -> None:
-        """Give the slot back. Never a checkpoint.
-
-        Raises:
-          RuntimeError: it was given back before, or this is called from outside the gate's run while that is alive.
-        """
-        gate = self.gate
-        gate._check_run()
-        granted = self._admission.release(self, gate._clock())
-        gate._tied.discard(self)
-        gate._released(self, granted)
-
-
-class Loan:
-    """An owned slot on loan to one thing that outlives a call; see :meth:`Slot.lend`."""
-
-    waited = 0.0
-    """For how many seconds the loan stood in a queue: it never does."""
-
-    def __init__(self, slot: Slot, purpose: str, deadline: float) -> None:
-        self.slot = slot
-        """The slot that is lent."""
-        self.purpose = purpose
-        """What it is lent to, for messages."""
-        self.holder: Task | None = current_task()
-        """The task that will release the loan."""
-        self._deadline = deadline
-
-    @property
-    def deadline(self) -> float:
-        """The time on trio's clock at which whoever works under the loan is to stop; inf for none."""
-        return min(self._deadline, self.slot.deadline)
-
-    def adopt(self) -> None:
-        """The current task is the one that will release the loan."""
-        self.holder = current_task()
-
-    @enable_ki_protection
-    def release(self) -> None:
-        """End the loan, and give the slot back if its block has ended. Never a checkpoint.
-
-        Raises:
-          RuntimeError: the second time, or as :meth:`DetachedSlot.release` does.
-        """
-        slot = self.slot
-        slot.gate._check_run()
-        if slot._loan is not self:
-            raise RuntimeError(f"the loan to {self.purpose} was released before")
-        slot._loan = None
-        slot._admission.end_loan(slot)
-        slot.gate._tied.discard(self)
-        if slot.task is None:
-            slot._give_back()

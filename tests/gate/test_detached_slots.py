@@ -91,7 +91,7 @@ async def test_an_overdue_detached_slot_is_reported_and_interrupts_nobody(
 
 
 async def test_tied_slots_that_would_wait_for_themselves() -> None:
-    gate = Gate(2)
+    gate = Gate(2, outer_deadline="allow")
     first = await gate.acquire_detached(tied=True)
     second = await gate.acquire_detached(tied=True)
     with trio.fail_after(5), pytest.raises(RuntimeError, match="wait"):
@@ -162,7 +162,7 @@ async def test_a_loan_holds_the_slot_until_it_ends() -> None:
 
 
 async def test_a_loan_that_outlives_its_block_is_tied_to_its_task() -> None:
-    gate = Gate(1)
+    gate = Gate(1, outer_deadline="allow")
     async with gate.slot(hold_timeout=60) as slot:
         loan = slot.lend("a response")
         assert loan.deadline == slot.deadline

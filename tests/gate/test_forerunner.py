@@ -118,7 +118,7 @@ def test_what_is_no_time_is_told_at_once(name: str, seconds: Any) -> None:
 
 async def test_dead_entries_alone_while_a_slot_is_free() -> None:
     """The forerunner left cancelled calls in its queue, and took them for waiters when a slot was free."""
-    gate, end = Gate(1), trio.Event()
+    gate, end = Gate(1, outer_deadline="allow"), trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(holder, gate, end)
         async with trio.open_nursery() as crowd:
@@ -181,7 +181,7 @@ async def test_the_same_task_asks_twice() -> None:
 
 
 async def test_a_task_that_asks_again_from_its_own_worker_thread() -> None:
-    gate = Gate(1)
+    gate = Gate(1, outer_deadline="allow")
 
     async def ask() -> None:
         async with gate.slot():
@@ -290,7 +290,7 @@ async def test_starvation_warning_can_be_turned_off(
 async def test_ten_clients_with_little_patience(autojump_clock: MockClock, seed: int) -> None:
     """0 to 20 ms of patience against 2 ms of work: the forerunner was dead for good after seconds of this."""
     source = random.Random(seed)
-    gate = Gate(1 + seed % 3)
+    gate = Gate(1 + seed % 3, outer_deadline="allow")
     inside = most = served = gave_up = 0
 
     async def client() -> None:

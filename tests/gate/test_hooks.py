@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,23 @@ import pytest
 import trio
 import trio.testing
 
-from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, job, run
-from trio_mlxgate import Gate
-from trio_mlxgate.instrumentation import Details, Granted, LoggingHook, Overdue, Queued, Released, Starving
+import trio_mlxgate
+from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of_its_own, job, run
+from trio_mlxgate import Gate, QueueFull, WaitTooLong
+from trio_mlxgate.instrumentation import (
+    KINDS,
+    Cancelled,
+    CapacityChanged,
+    Details,
+    Granted,
+    LoggingHook,
+    Overdue,
+    Queued,
+    Rejected,
+    Released,
+    Starving,
+    Superseded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +38,7 @@ class Recorder:
     """A hook that writes down all details, of the kinds that it is made for."""
 
     def __init__(self, *kinds: type[Details]) -> None:
-        self.kinds = kinds or (Queued, Granted, Released, Starving, Overdue)
+        self.kinds = kinds or KINDS
         self.details: list[Details] = []
 
     def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
@@ -60,36 +75,89 @@ async def test_the_log_lines_and_their_numbers(autojump_clock: MockClock, caplog
 
 async def test_every_kind_of_event_reaches_a_hook(autojump_clock: MockClock) -> None:
     hook, deaf = Recorder(), Recorder(Overdue)
-    gate, end = Gate(1, name="macmini", starvation_warning=4, hooks=[hook, deaf]), trio.Event()
+    gate, end = Gate(1, name="macmini", starvation_warning=4, max_waiting=1, hooks=[hook, deaf]), trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(holder, gate, end)
         nursery.start_soon(holder, gate, end, FOREGROUND)
         await trio.sleep(5)
+        with pytest.raises(QueueFull):
+            await gate.acquire_detached()
+        with pytest.raises(WaitTooLong):
+            await gate.acquire_detached(max_wait=0)
         end.set()
     with gate.slot_nowait(7, hold_timeout=10):
-        pass
+        await in_a_task_of_its_own(functools.partial(blocked, gate))
     detached = await gate.acquire_detached(hold_timeout=1)
     await trio.sleep(3)
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.cancel()
+        nursery.start_soon(holder, gate, end)
+    superseded = trio.Event()
+
+    async def older() -> None:
+        with pytest.raises(trio_mlxgate.Superseded):
+            async with gate.slot(supersede="page 1"):
+                pass
+        superseded.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(older)
+        await trio.sleep(1)
+        scope = trio.CancelScope()
+
+        async def newer() -> None:
+            with scope:
+                async with gate.slot(supersede="page 1"):
+                    pass
+
+        nursery.start_soon(newer)
+        await superseded.wait()
+        await trio.sleep(2)
+        scope.cancel()
+        with pytest.raises(WaitTooLong):
+            async with gate.slot(max_wait=1):
+                pass
+    gate.capacity = 1
+    gate.capacity = 3
     detached.release()
 
     def told(kind: type[Details], **numbers: Any) -> Details:
-        known: dict[str, Any] = {"gate": "macmini", "queue_length": 0, "waited": 0, "held": 0}
+        known: dict[str, Any] = {"gate": "macmini", "capacity": 1, "in_flight": 1, "queue_length": 0}
+        if kind is not CapacityChanged:
+            known |= {"waited": 0, "held": 0, "queued": False}
         return kind(**(known | numbers))
 
     assert hook.details == [
         told(Granted, priority=100, seq=1),
-        told(Queued, priority=0, seq=2, queue_length=1),
-        told(Starving, priority=0, seq=2, queue_length=1, waited=4),
+        told(Queued, priority=0, seq=2, queue_length=1, queued=True),
+        told(Starving, priority=0, seq=2, queue_length=1, queued=True, waited=4),
+        told(Rejected, priority=100, seq=3, queue_length=1, reason="queue_full"),
+        told(Rejected, priority=100, seq=4, queue_length=1, reason="wait_too_long"),
         told(Released, priority=100, seq=1, held=5),
-        told(Granted, priority=0, seq=2, waited=5),
-        told(Released, priority=0, seq=2, waited=5),
-        told(Granted, priority=7, seq=3),
-        told(Released, priority=7, seq=3),
-        told(Granted, priority=100, seq=4),
-        told(Overdue, priority=100, seq=4, held=2),
-        told(Released, priority=100, seq=4, held=3),
+        told(Granted, priority=0, seq=2, waited=5, queued=True),
+        told(Released, priority=0, seq=2, waited=5, queued=True, in_flight=0),
+        told(Granted, priority=7, seq=5),
+        told(Rejected, priority=100, seq=0, reason="would_block"),
+        told(Released, priority=7, seq=5, in_flight=0),
+        told(Granted, priority=100, seq=6),
+        told(Overdue, priority=100, seq=6, held=2),
+        told(Cancelled, priority=100, seq=0),
+        told(Queued, priority=100, seq=7, queue_length=1, queued=True),
+        told(Superseded, priority=100, seq=7, queue_length=1, queued=True, waited=1, by=8),
+        told(Queued, priority=100, seq=8, queue_length=1, queued=True),
+        told(Cancelled, priority=100, seq=8, queued=True, waited=2),
+        told(Queued, priority=100, seq=9, queue_length=1, queued=True),
+        told(Rejected, priority=100, seq=9, queued=True, waited=1, reason="wait_too_long"),
+        told(CapacityChanged, before=1, capacity=3),
+        told(Released, priority=100, seq=6, held=7, in_flight=0, capacity=3),
     ]
+    assert {type(details) for details in hook.details} == set(KINDS)
     assert [type(details) for details in deaf.details] == [Overdue]
+
+
+async def blocked(gate: Gate) -> None:  # noqa: ASYNC124, ASYNC910 - a task is a coroutine
+    with pytest.raises(trio.WouldBlock), gate.slot_nowait():
+        raise AssertionError("it would block")
 
 
 async def test_a_hook_that_raises_is_logged_and_taken_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +179,7 @@ async def test_a_hook_that_raises_is_logged_and_taken_out(caplog: pytest.LogCapt
     assert gate.statistics().in_flight == 0
 
 
-@pytest.mark.parametrize("kind", [Queued, Granted, Released, Starving, Overdue])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_hook_that_raises_at_any_event_harms_no_call(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, kind: type[Details]
 ) -> None:
@@ -127,11 +195,26 @@ async def test_a_hook_that_raises_at_any_event_harms_no_call(
             nursery.start_soon(job, gate, log, str(number), BACKGROUND, 2, number * 0.1)
     slot = await gate.acquire_detached(hold_timeout=1)
     await trio.sleep(5)
+
+    async def older() -> None:
+        with pytest.raises(trio_mlxgate.Superseded):
+            await gate.acquire_detached(supersede="page 1")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(older)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(WaitTooLong):
+            await gate.acquire_detached(supersede="page 1", max_wait=0.5)
+        nursery.start_soon(holder, gate, trio.Event())
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
     slot.release()
+    gate.capacity = 2
     assert log.of("+") == [(0, "0"), (2, "1"), (4, "2")]
     assert [type(details) for details in failing.details] == [kind]
     assert len(caplog.records) == 1
-    assert (gate.statistics().in_flight, gate.statistics().admitted) == (0, 4)
+    seen = gate.statistics()
+    assert (seen.in_flight, seen.tasks_waiting, seen.admitted, seen.cancelled, seen.rejected) == (0, 0, 4, 1, 2)
 
 
 async def test_a_hook_may_use_the_gate() -> None:
@@ -150,7 +233,14 @@ async def test_a_hook_may_use_the_gate() -> None:
         await nursery.start(holder, gate, end)
         await nursery.start(holder, gate, end)
         end.set()
-    assert seen == [("Granted", 1, 0), ("Queued", 1, 1), ("Granted", 2, 0), ("Released", 1, 0), ("Released", 0, 0)]
+    assert seen == [
+        ("Granted", 1, 0),
+        ("Queued", 1, 1),
+        ("CapacityChanged", 2, 0),
+        ("Granted", 2, 0),
+        ("Released", 1, 0),
+        ("Released", 0, 0),
+    ]
 
 
 async def test_a_hook_lets_a_call_in_before_its_task_sleeps_and_that_is_cancelled() -> None:

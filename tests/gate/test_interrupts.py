@@ -126,7 +126,7 @@ def test_no_line_of_the_library_loses_anything_to_a_keyboard_interrupt(
             return trace
 
         try:
-            trio.run(main, Gate(1), trace, clock=MockClock(autojump_threshold=0))
+            trio.run(main, Gate(1, outer_deadline="allow"), trace, clock=MockClock(autojump_threshold=0))
         except BaseExceptionGroup as group:
             assert group.split(KeyboardInterrupt)[1] is None  # noqa: PT017 - one of two ways in which it comes
             interrupted += 1
@@ -164,7 +164,7 @@ def test_a_keyboard_interrupt_at_any_moment_loses_no_slot() -> None:
     the coroutine of its ``__aexit__`` there before it has begun. trio's primitives lose a token in the same way.
     """
     source = random.Random(7)
-    gate = Gate(2)
+    gate = Gate(2, outer_deadline="allow")
     interrupted = 0
 
     async def body() -> None:

@@ -76,7 +76,7 @@ async def test_the_legacy_call_is_background(autojump_clock: MockClock) -> None:
 
 
 async def test_a_cancelled_waiter_never_runs_and_blocks_nobody(autojump_clock: MockClock) -> None:
-    gate, log = Gate(1), Log()
+    gate, log = Gate(1, outer_deadline="allow"), Log()
 
     async def impatient() -> None:
         with trio.move_on_after(3) as scope:

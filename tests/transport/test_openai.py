@@ -44,7 +44,7 @@ def make_sdk(family: tuple[Any, Any], server: InferenceServer, gate: Gate, **kwa
 
 
 async def test_plain_and_streamed_calls_pass_the_gate(family: tuple[Any, Any], server: InferenceServer) -> None:
-    gate = Gate(1)
+    gate = Gate(1, outer_deadline="allow")
     async with make_sdk(family, server, gate) as sdk:
 
         async def plain() -> None:

@@ -85,7 +85,7 @@ async def test_an_error_gives_the_slot_back(family: Family) -> None:
 async def test_cancelled_anywhere_it_closes_first_and_then_gives_the_slot_back(
     family: Family, autojump_clock: MockClock, when: float
 ) -> None:
-    gate = Gate(1)
+    gate = Gate(1, outer_deadline="allow")
     family.script.answer_after = family.script.part_after = 1.0
     family.script.close_after = 0.25
     held_at_close = []

@@ -348,7 +348,7 @@ async def _send_gated(settings: HerdSettings, half: HalfResult, limit: float, re
 
         def __call__(self, details: Details) -> None:
             waiting = gate.statistics().waiting_by_priority
-            if any(priority < details.priority for priority in waiting):
+            if isinstance(details, Granted) and any(priority < details.priority for priority in waiting):
                 half.order_kept = False
 
     gate = Gate(settings.capacity, name="herd", hooks=[OrderHook()])

@@ -6,73 +6,32 @@ the change let in. Nothing here waits, and nothing here knows what a task is.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import OrderedDict
 from types import MappingProxyType
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import attrs
 
+from trio_mlxgate.core.checks import check_aging, check_max_waiting, check_reserved
+from trio_mlxgate.core.estimates import Forecast, HoldMeans, Outlook
+from trio_mlxgate.core.headroom import Headroom
 from trio_mlxgate.core.indexed_heap import IndexedHeap
-from trio_mlxgate.core.ordering import PriorityLine
+from trio_mlxgate.core.ordering import AgingLine, Place, PriorityLine, aged_place
 from trio_mlxgate.core.statistics import GateStatistics
+from trio_mlxgate.core.ticket import (
+    GRANTED,
+    QUEUE_FULL,
+    SUPERSEDED,
+    WAIT_TOO_LONG,
+    WAITING,
+    WOULD_BLOCK,
+    Ticket,
+    TicketState,
+)
 
-
-class TicketState(enum.Enum):
-    """Where a call stands: NEW and ASKING before it arrives; RELEASED, CANCELLED and REJECTED are ends."""
-
-    NEW = "new"
-    ASKING = "asking"
-    WAITING = "waiting"
-    GRANTED = "granted"
-    RELEASED = "released"
-    CANCELLED = "cancelled"
-    REJECTED = "rejected"
-
-
-WAITING: Final = TicketState.WAITING
-GRANTED: Final = TicketState.GRANTED
-
-
-class Ticket:
-    """One call to a gate. Its maker says what is asked for; from its arrival on :class:`Admission` alone changes it.
-
-    A driver makes a subclass of it that keeps what the driver needs, such as the task to be woken.
-    """
-
-    # Slots, and no defaults in the class: both make a ticket cheaper, which is made for every call.
-    __slots__ = (
-        "arrived_at",
-        "detached",
-        "granted_at",
-        "hold_deadline",
-        "hold_timeout",
-        "max_wait",
-        "priority",
-        "seq",
-        "state",
-    )
-
-    def __init__(self, priority: int, *, hold_timeout: float = math.inf, max_wait: float = math.inf) -> None:
-        self.priority = priority
-        self.hold_timeout = hold_timeout
-        self.max_wait = max_wait
-        self.state = TicketState.NEW
-        self.seq = 0
-        self.arrived_at = 0.0
-        self.granted_at = 0.0
-        self.hold_deadline = math.inf
-        self.detached = False
-
-    @property
-    def waited(self) -> float:
-        """For how many seconds the call stood in the queue; 0.0 before the grant."""
-        return self.granted_at - self.arrived_at
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.seq} priority={self.priority} {self.state.value}>"
-
+if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable, Iterator, Mapping
 
 T = TypeVar("T", bound=Ticket)
 
@@ -99,72 +58,167 @@ OVERDUE_GRACE: Final = 1.0
 the deadline itself and then closes, which is no news."""
 
 
+class _Line(Protocol[T]):
+    """What the two kinds of queue have in common; each has its own kind of place."""
+
+    length: int
+
+    def __iter__(self) -> Iterator[T]: ...
+    def add(self, place: Any, item: T, priority: int) -> None: ...
+    def take_over(self, place: Any, item: T, priority: int) -> None: ...
+    def remove(self, place: Any, priority: int) -> None: ...
+    def take_first(self) -> T: ...
+    def take_first_up_to(self, worst: float) -> T | None: ...
+    def sizes(self) -> dict[int, int]: ...
+    def ahead_of(self, place: Any, priority: int) -> dict[int, int]: ...
+
+
 class Admission(Generic[T]):
     """A gate's state: how many slots are out, and who waits in which order.
 
-    After each method the state is *settled*: there is no free slot beside a waiter. One function,
+    After each method the state is *settled*: there is no free slot beside an eligible waiter. One function,
     :meth:`_settle`, brings that about; it computes from the state and never from what changed.
+
+    Args:
+      capacity: how many slots there are.
+      starvation_warning: seconds of waiting after which a waiter is reported.
+      aging: None is strict priority; else the queue is ordered by ``arrival + aging * priority / 100``.
+      reserved: how many slots are kept free of priorities worse than each key; see :class:`Headroom`.
+      max_waiting: how many may wait, in all or, for each key, of that priority and worse ones.
+
+    Raises:
+      TypeError, ValueError: an argument isn't as described.
     """
 
-    def __init__(self, capacity: int, *, starvation_warning: float = math.inf) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        starvation_warning: float = math.inf,
+        aging: float | None = None,
+        reserved: Mapping[int, int] | None = None,
+        max_waiting: int | Mapping[int, int] | None = None,
+    ) -> None:
         self.capacity = capacity
         """How many slots there are. Read it; :meth:`set_capacity` changes it."""
         self.in_flight = 0
         """How many slots are granted and not given back. To be read only."""
         self._starvation_warning = starvation_warning
-        self._line: PriorityLine[T] = PriorityLine()
+        self._aging = check_aging(aging)
+        self._reserved = check_reserved(reserved)
+        self._max_waiting = check_max_waiting(max_waiting)
+        self._headroom = Headroom(self._reserved) if self._reserved else None
+        self._line: _Line[T] = PriorityLine() if self._aging is None else AgingLine(list(self._reserved))
         self._seq = 0
         self._admitted = 0
         self._cancelled = 0
         self._rejected: dict[str, int] = {}
-        # Waiters not yet reported as starving, in the order of their arrival.
+        # The holders, each with the priority with which it was granted its slot.
+        self._held: dict[T, int] = {}
+        self._means = HoldMeans()
+        # The waiter of each supersede key.
+        self._keys: dict[Hashable, T] = {}
+        # All waiters in the order of their arrival; those that were reported as starving came first and stand apart.
         self._unreported: OrderedDict[T, None] = OrderedDict()
+        self._starving: OrderedDict[T, None] = OrderedDict()
         # At most one alarm a ticket: the end of max_wait while it waits, being overdue while it holds.
-        self._alarms: IndexedHeap[T] = IndexedHeap()
+        self._alarms: IndexedHeap[T, float] = IndexedHeap()
+
+    def anew(self) -> Admission[T]:
+        """An empty one with the same capacity and options, of which nothing has been measured."""
+        return Admission(
+            self.capacity,
+            starvation_warning=self._starvation_warning,
+            aging=self._aging,
+            reserved=self._reserved,
+            max_waiting=self._max_waiting,  # type: ignore[arg-type] # as it was checked, which is as good
+        )
 
     @property
     def tasks_waiting(self) -> int:
         """How many wait."""
         return self._line.length
 
-    def admits(self) -> bool:
-        """Whether a call that arrived now would be granted a slot at once."""
-        return self.in_flight < self.capacity and not self._line.length
+    def admits(self, priority: int) -> bool:
+        """Whether a call of this priority that arrived now would be granted a slot at once."""
+        if self.in_flight >= self.capacity:
+            return False
+        if self._headroom is None:
+            return not self._line.length
+        # The state is settled: whoever waits beside a free slot is not eligible, and is not passed but passed over.
+        return priority <= self._headroom.worst_eligible(self.capacity)
+
+    def blocked_by(self, tickets: Collection[T], priority: int) -> bool:
+        """Whether a call of this priority could not be let in as long as these slots are held, if all others ended."""
+        if len(tickets) >= self.capacity:
+            return True
+        held = [self._held[ticket] for ticket in tickets]
+        return self._headroom is not None and self._headroom.closed_by(held, priority, self.capacity)
 
     # ---- what can happen ----
 
-    def request(self, ticket: T, now: float) -> None:
-        """A call arrives. Its state says what became of it: GRANTED, WAITING, or, when it must wait and
-        its ``max_wait`` leaves no time for that, REJECTED."""
+    def request(self, ticket: T, now: float) -> T | None:
+        """A call arrives. Its state says what became of it: GRANTED, WAITING, or REJECTED.
+
+        It is rejected if it must wait, and its ``max_wait`` leaves no time for that or the queue is full. Returns
+        the waiter that it superseded, which is out of the queue, or None.
+        """
         self._seq = ticket.seq = self._seq + 1
         ticket.arrived_at = now
-        if self.in_flight < self.capacity and not self._line.length:
-            # The grant. It stands here and in _settle, not in a function: calls of functions cost the most.
+        if self.in_flight < self.capacity and not self._line.length and self._headroom is None:
+            # The grant. It stands here and in _grant, since calls of functions cost the most.
             self.in_flight += 1
             self._admitted += 1
+            self._held[ticket] = ticket.priority
             ticket.state = GRANTED
             ticket.granted_at = now
             if ticket.hold_timeout < math.inf:
                 # The hold budget starts at the grant: waiting has used none of it.
                 self.set_deadline(ticket, now + ticket.hold_timeout)
-        elif ticket.max_wait > 0:
-            ticket.state = WAITING
-            ticket.granted_at = now
-            self._line.add(ticket, ticket.priority)
-            if self._starvation_warning < math.inf:
-                self._unreported[ticket] = None
-            if ticket.max_wait < math.inf:
-                self._alarms.push(ticket, now + ticket.max_wait)
+            return None
+        key = ticket.supersede
+        older = None if key is None else self._keys.get(key)
+        if self.admits(ticket.priority):
+            if older is not None:
+                self._leave(older)
+                self._reject(older, SUPERSEDED)
+            self._grant(ticket, now)
+            return older
+        if ticket.max_wait <= 0:
+            self._reject(ticket, WAIT_TOO_LONG)
+            return None
+        if older is not None and older.priority == ticket.priority:
+            self._forget_wait(older)
+            self._reject(older, SUPERSEDED)
+            ticket.place = older.place
+            self._line.take_over(ticket.place, ticket, ticket.priority)
         else:
-            self._reject(ticket, "wait_too_long")
+            if self._max_waiting and self._is_full(ticket.priority, older):
+                self._reject(ticket, QUEUE_FULL)
+                return None
+            if older is not None:
+                self._leave(older)
+                self._reject(older, SUPERSEDED)
+            ticket.place = self._last_place(ticket.seq, now, ticket.priority)
+            self._line.add(ticket.place, ticket, ticket.priority)
+        ticket.state = WAITING
+        ticket.granted_at = now
+        self._unreported[ticket] = None
+        if key is not None:
+            self._keys[key] = ticket
+        if ticket.max_wait < math.inf:
+            self._alarms.push(ticket, now + ticket.max_wait)
+        return older
 
-    def request_nowait(self, ticket: T, now: float) -> bool:
-        """A call arrives that will not wait: whether it was granted. If not, that counts as a rejection."""
-        if not self.admits():
-            self._reject(ticket, "would_block")
-            return False
-        self.request(ticket, now)
-        return True
+    def request_nowait(self, ticket: T, now: float) -> tuple[bool, T | None]:
+        """A call arrives that will not wait: whether it was granted, and whom it superseded.
+
+        If it isn't granted, that counts as a rejection, and nobody is superseded.
+        """
+        if not self.admits(ticket.priority):
+            self._reject(ticket, WOULD_BLOCK)
+            return False, None
+        return True, self.request(ticket, now)
 
     def turn_away(self, ticket: T) -> None:
         """A call was cancelled when it asked, before it could arrive: it is counted and nothing else."""
@@ -184,6 +238,10 @@ class Admission(Generic[T]):
             raise RuntimeError(f"this slot is not held: {ticket!r}")
         ticket.state = TicketState.RELEASED
         self.in_flight -= 1
+        priority = self._held.pop(ticket)
+        self._means.record(priority, now - ticket.granted_at)
+        if self._headroom is not None:
+            self._headroom.released(priority)
         if ticket.detached and ticket in self._alarms:
             self._alarms.remove(ticket)
         return self._settle(now) if self._line.length else []
@@ -219,7 +277,7 @@ class Admission(Generic[T]):
     def next_alarm(self) -> float:
         """The absolute time at which :meth:`pass_time` next has something to do; inf if never."""
         alarm = self._alarms.first_rank() if self._alarms else math.inf
-        if self._unreported:
+        if self._unreported and self._starvation_warning < math.inf:
             alarm = min(alarm, next(iter(self._unreported)).arrived_at + self._starvation_warning)
         return alarm
 
@@ -232,7 +290,7 @@ class Admission(Generic[T]):
             ticket = self._alarms.first()
             if ticket.state is WAITING:
                 self._leave(ticket)
-                self._reject(ticket, "wait_too_long")
+                self._reject(ticket, WAIT_TOO_LONG)
                 expired.append(ticket)
             else:
                 self._alarms.remove(ticket)
@@ -242,18 +300,49 @@ class Admission(Generic[T]):
             if ticket.arrived_at + self._starvation_warning > now:
                 break
             del self._unreported[ticket]
+            self._starving[ticket] = None
             starving.append(ticket)
         return Passed(self._settle(now), expired, starving, overdue)
 
+    def outlook(self, ticket: T, now: float) -> Outlook | None:
+        """Where a call stands in the queue and what it has before it, or None if it doesn't wait.
+
+        O(c + the waiters of its class before it), c being the number of priorities in use; with aging O(all before it).
+        """
+        if ticket.state is not WAITING:
+            return None
+        ahead = self._line.ahead_of(ticket.place, ticket.priority)
+        return Outlook(1 + sum(ahead.values()), self._forecast(now).wait(ahead))
+
+    def outlooks(self, tickets: Collection[T], now: float) -> dict[T, Outlook]:
+        """:meth:`outlook` for many at once, by one walk through the queue to the last of them."""
+        forecast = self._forecast(now)
+        missing = sum(ticket.state is WAITING for ticket in tickets)
+        found: dict[T, Outlook] = {}
+        ahead: dict[int, int] = {}
+        for position, ticket in enumerate(self._line if missing else (), 1):
+            if ticket in tickets:
+                found[ticket] = Outlook(position, forecast.wait(ahead))
+                if len(found) == missing:
+                    break
+            ahead[ticket.priority] = ahead.get(ticket.priority, 0) + 1
+        return found
+
+    def expected_wait(self, priority: int, now: float) -> float | None:
+        """How many seconds a call of this priority would wait that came now; None as in :class:`Outlook`."""
+        ahead = self._line.ahead_of(self._last_place(self._seq + 1, now, priority), priority)
+        return self._forecast(now).wait(ahead)
+
     def statistics(self, now: float) -> GateStatistics:
         """A snapshot. O(c), c being the number of priorities in use."""
-        heads = self._line.heads()
+        # Starving waiters came before all others.
+        oldest = next(iter(self._starving or self._unreported), None)
         return GateStatistics(
             capacity=self.capacity,
             in_flight=self.in_flight,
-            tasks_waiting=len(self._line),
+            tasks_waiting=self._line.length,
             waiting_by_priority=MappingProxyType(self._line.sizes()),
-            longest_wait=max(0.0, now - min(ticket.arrived_at for ticket in heads)) if heads else 0.0,
+            longest_wait=0.0 if oldest is None else max(0.0, now - oldest.arrived_at),
             admitted=self._admitted,
             cancelled=self._cancelled,
             rejected=sum(self._rejected.values()),
@@ -264,36 +353,67 @@ class Admission(Generic[T]):
 
     def _settle(self, now: float) -> list[T]:
         granted: list[T] = []
-        line, unreported = self._line, self._unreported
+        line, headroom = self._line, self._headroom
         while self.in_flight < self.capacity and line.length:
-            ticket = line.take_first()
-            # As _forget_wait, without the call: this is the path of everybody who waits.
-            if ticket in unreported:
-                del unreported[ticket]
-            if ticket.max_wait < math.inf:
-                self._alarms.remove(ticket)
-            # The grant, as in request.
-            self.in_flight += 1
-            self._admitted += 1
-            ticket.state = GRANTED
-            ticket.granted_at = now
-            if ticket.hold_timeout < math.inf:
-                self.set_deadline(ticket, now + ticket.hold_timeout)
+            if headroom is None:
+                ticket = line.take_first()
+            else:
+                eligible = line.take_first_up_to(headroom.worst_eligible(self.capacity))
+                if eligible is None:
+                    break
+                ticket = eligible
+            self._forget_wait(ticket)
+            self._grant(ticket, now)
             granted.append(ticket)
         return granted
+
+    def _grant(self, ticket: T, now: float) -> None:
+        self.in_flight += 1
+        self._admitted += 1
+        self._held[ticket] = ticket.priority
+        if self._headroom is not None:
+            self._headroom.granted(ticket.priority)
+        ticket.state = GRANTED
+        ticket.granted_at = now
+        if ticket.hold_timeout < math.inf:
+            self.set_deadline(ticket, now + ticket.hold_timeout)
+
+    def _last_place(self, seq: int, now: float, priority: int) -> Place:
+        """The place behind all of its class."""
+        return seq if self._aging is None else aged_place(self._aging, seq, now, priority)
 
     def _leave(self, ticket: T) -> None:
         if ticket.state is not WAITING:
             raise RuntimeError(f"this call does not wait: {ticket!r}")
-        self._line.remove(ticket, ticket.priority)
+        self._line.remove(ticket.place, ticket.priority)
         self._forget_wait(ticket)
 
     def _forget_wait(self, ticket: T) -> None:
+        """What is kept of a waiter beside its place."""
         if ticket in self._unreported:
             del self._unreported[ticket]
+        else:
+            del self._starving[ticket]
+        if ticket.supersede is not None:
+            del self._keys[ticket.supersede]
         if ticket.max_wait < math.inf:
             self._alarms.remove(ticket)
 
+    def _is_full(self, priority: int, leaving: T | None) -> bool:
+        """Whether a call of this priority finds no place in the queue, also when ``leaving`` has left it."""
+        sizes = self._line.sizes()
+        if leaving is not None:
+            sizes[leaving.priority] -= 1
+        return any(
+            key <= priority and sum(size for other, size in sizes.items() if other >= key) >= limit
+            for key, limit in self._max_waiting.items()
+        )
+
+    def _forecast(self, now: float) -> Forecast:
+        holders = [(priority, now - ticket.granted_at) for ticket, priority in self._held.items()]
+        return Forecast(self._means, self.capacity, holders)
+
     def _reject(self, ticket: T, reason: str) -> None:
         ticket.state = TicketState.REJECTED
+        ticket.refusal = reason
         self._rejected[reason] = self._rejected.get(reason, 0) + 1

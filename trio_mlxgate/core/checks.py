@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final
+
+from trio_mlxgate.priority import check_priority
 
 _LONGEST: Final = 1e300
 
@@ -35,3 +38,60 @@ def check_seconds(name: str, seconds: object) -> float:
     if not (0 <= seconds <= _LONGEST or seconds == math.inf):
         raise ValueError(f"{name} must be >= 0 seconds (math.inf: no limit), not {seconds!r}")
     return seconds
+
+
+def check_aging(aging: object) -> float | None:
+    """Return ``aging`` if it is None or a finite number of seconds > 0.
+
+    Raises:
+      TypeError: it isn't a number.
+      ValueError: it isn't > 0 and finite.
+    """
+    if aging is None:
+        return None
+    seconds = check_seconds("aging", aging)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"aging must be a finite number of seconds > 0 (None: strict priority), not {aging!r}")
+    return seconds
+
+
+def check_reserved(reserved: object) -> dict[int, int]:
+    """Return a copy of ``reserved``, an int >= 0 for each priority; None is an empty one.
+
+    Raises:
+      TypeError, ValueError: it isn't that.
+    """
+    if reserved is None:
+        return {}
+    if not isinstance(reserved, Mapping):
+        raise TypeError(
+            f"reserved must map priorities to numbers of slots, as {{Priority.FOREGROUND: 1}}: {reserved!r}"
+        )
+    return {check_priority(key): check_count("reserved", count) for key, count in reserved.items()}
+
+
+def check_max_waiting(max_waiting: object) -> dict[float, int]:
+    """Return what ``max_waiting`` says as a mapping, ``-inf`` being the key of a limit for all; None is an empty one.
+
+    Raises:
+      TypeError, ValueError: it is neither an int >= 0 nor a mapping of priorities to such.
+    """
+    if max_waiting is None:
+        return {}
+    if isinstance(max_waiting, Mapping):
+        return {check_priority(key): check_count("max_waiting", count) for key, count in max_waiting.items()}
+    return {-math.inf: check_count("max_waiting", max_waiting)}
+
+
+def check_count(name: str, count: object) -> int:
+    """Return ``count`` if it is an int >= 0 and not a bool.
+
+    Raises:
+      TypeError: it isn't an int; the message calls it ``name``.
+      ValueError: it is negative.
+    """
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"{name} must be an int >= 0, or map priorities to such, not {count!r}")
+    if count < 0:
+        raise ValueError(f"{name} must be >= 0, not {count}")
+    return count

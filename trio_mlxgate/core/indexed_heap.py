@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
+R = TypeVar("R", int, float, "tuple[float, int]")
 
 
-class IndexedHeap(Generic[K]):
+class IndexedHeap(Generic[K, R]):
     """Keys, each with a rank; the smallest rank first, equal ranks in the order in which they came.
 
-    ``push``, ``remove`` and ``pop`` are O(log n), ``first`` and ``first_rank`` O(1). The index of each key
-    is kept beside it (Sedgewick & Wayne, *Algorithms*, 4th ed., section 2.4, "index priority queue").
+    ``push``, ``remove``, ``move`` and ``pop`` are O(log n), ``first`` and ``first_rank`` O(1). The index of each
+    key is kept beside it (Sedgewick & Wayne, *Algorithms*, 4th ed., section 2.4, "index priority queue").
     """
 
     __slots__ = ("_arrivals", "_entries", "_index")
 
     def __init__(self) -> None:
         # (rank, arrival, key): the arrival makes the order total, so that keys are never compared.
-        self._entries: list[tuple[float, int, K]] = []
+        self._entries: list[tuple[R, int, K]] = []
         self._index: dict[K, int] = {}
         self._arrivals = 0
 
@@ -28,7 +29,7 @@ class IndexedHeap(Generic[K]):
     def __contains__(self, key: object) -> bool:
         return key in self._index
 
-    def push(self, key: K, rank: float) -> None:
+    def push(self, key: K, rank: R) -> None:
         """Add ``key``. Raises ValueError if it is there already."""
         if key in self._index:
             raise ValueError(f"{key!r} is in the heap already")
@@ -40,7 +41,7 @@ class IndexedHeap(Generic[K]):
         """The key of the smallest rank, left in the heap. Raises IndexError if the heap is empty."""
         return self._entries[0][2]
 
-    def first_rank(self) -> float:
+    def first_rank(self) -> R:
         """The smallest rank. Raises IndexError if the heap is empty."""
         return self._entries[0][0]
 
@@ -59,6 +60,13 @@ class IndexedHeap(Generic[K]):
             self._index[last[2]] = position
             self._rise(position)
             self._sink(self._index[last[2]])
+
+    def move(self, key: K, rank: R) -> None:
+        """Give ``key`` another rank. Raises KeyError if it is not there."""
+        position = self._index[key]
+        self._entries[position] = (rank, self._entries[position][1], key)
+        self._rise(position)
+        self._sink(self._index[key])
 
     def _rise(self, position: int) -> None:
         entries, index = self._entries, self._index

@@ -42,4 +42,5 @@ class GateStatistics:
     """How many calls were refused, the sum of ``rejected_by_reason``."""
 
     rejected_by_reason: Mapping[str, int]
-    """How many calls were refused for each reason, ``"wait_too_long"`` or ``"would_block"``."""
+    """How many calls were refused for each reason: ``"wait_too_long"``, ``"queue_full"``, ``"superseded"`` or
+    ``"would_block"``."""

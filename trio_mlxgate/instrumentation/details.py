@@ -12,19 +12,33 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Details:
-    """What each kind of details has."""
+    """What each kind of details has: the gate, as it is after the step that is told."""
 
     gate: str
     """The name of the gate."""
+
+    capacity: int
+    """How many slots there are."""
+
+    in_flight: int
+    """How many slots are granted and not given back."""
+
+    queue_length: int
+    """How many calls wait."""
+
+
+@attrs.frozen(kw_only=True)
+class CallDetails(Details):
+    """What the details of one call's step have besides."""
 
     priority: int
     """The priority of the call."""
 
     seq: int
-    """The number of the call, counting up from 1 for the first that arrived at this gate."""
+    """The number of the call, counting up from 1 for the first that arrived at this gate; 0 if it never arrived."""
 
-    queue_length: int
-    """How many wait, after the step that is told."""
+    queued: bool
+    """Whether the call stands, or has stood, in the queue."""
 
     waited: float
     """For how many seconds the call has stood in the queue, so far or in all."""
@@ -34,31 +48,63 @@ class Details:
 
 
 @attrs.frozen(kw_only=True)
-class Queued(Details):
+class Queued(CallDetails):
     """A call must wait and stands in the queue now."""
 
 
 @attrs.frozen(kw_only=True)
-class Granted(Details):
+class Granted(CallDetails):
     """A call was granted a slot."""
 
 
 @attrs.frozen(kw_only=True)
-class Released(Details):
+class Released(CallDetails):
     """A slot was given back."""
 
 
 @attrs.frozen(kw_only=True)
-class Starving(Details):
+class Cancelled(CallDetails):
+    """A call was cancelled before it was granted a slot: in the queue, or (``queued`` is false) when it asked."""
+
+
+@attrs.frozen(kw_only=True)
+class Rejected(CallDetails):
+    """A call was refused."""
+
+    reason: str
+    """Why: ``"wait_too_long"``, ``"queue_full"`` or ``"would_block"``."""
+
+
+@attrs.frozen(kw_only=True)
+class Superseded(CallDetails):
+    """A waiter was refused because a newer call came with the same ``supersede`` key."""
+
+    by: int
+    """The ``seq`` of that newer call, whose own details follow."""
+
+
+@attrs.frozen(kw_only=True)
+class Starving(CallDetails):
     """A call has waited for the gate's ``starvation_warning`` seconds, and waits on."""
 
 
 @attrs.frozen(kw_only=True)
-class Overdue(Details):
+class Overdue(CallDetails):
     """A detached slot is still held although its deadline has passed: nobody reads or closes its response."""
 
 
-KINDS: Final[tuple[type[Details], ...]] = (Queued, Granted, Released, Starving, Overdue)
+@attrs.frozen(kw_only=True)
+class CapacityChanged(Details):
+    """The capacity was set to another value; the calls that this let in follow."""
+
+    before: int
+    """The capacity until now."""
+
+
+KINDS: Final[tuple[type[Details], ...]] = (
+    *(Queued, Granted, Released, Cancelled, Rejected, Superseded, Starving, Overdue),
+    CapacityChanged,
+)
 """Every kind of details that a gate gives."""
 
 

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from trio_mlxgate.instrumentation.details import Details, Granted, Overdue, Queued, Released, Starving
+from trio_mlxgate.instrumentation.details import (
+    CallDetails,
+    Cancelled,
+    CapacityChanged,
+    Details,
+    Granted,
+    Overdue,
+    Queued,
+    Rejected,
+    Released,
+    Starving,
+    Superseded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,14 +35,19 @@ class _Line:
     wait_ms: bool = False
     queue_length: bool = False
     duration_ms: bool = False
+    more: tuple[str, ...] = ()
 
 
 _LINES: Final[dict[type[Details], _Line]] = {
     Queued: _Line(level=logging.DEBUG, event="enqueue", queue_length=True),
     Granted: _Line(level=logging.INFO, event="dispatch", wait_ms=True, queue_length=True),
     Released: _Line(level=logging.DEBUG, event="release", duration_ms=True),
+    Cancelled: _Line(level=logging.DEBUG, event="cancel", wait_ms=True, queue_length=True),
+    Rejected: _Line(level=logging.INFO, event="reject", wait_ms=True, queue_length=True, more=("reason",)),
+    Superseded: _Line(level=logging.INFO, event="supersede", wait_ms=True, queue_length=True, more=("by",)),
     Starving: _Line(level=logging.WARNING, event="starving", wait_ms=True, queue_length=True),
     Overdue: _Line(level=logging.WARNING, event="overdue", duration_ms=True),
+    CapacityChanged: _Line(level=logging.INFO, event="capacity", queue_length=True, more=("before", "capacity")),
 }
 
 
@@ -56,12 +73,17 @@ class LoggingHook:
     def __call__(self, details: Details) -> None:
         """Write one line."""
         line = _LINES[type(details)]
-        fields: dict[str, object] = {"gate": details.gate, "priority": details.priority, "seq": details.seq}
-        if line.wait_ms:
-            fields["wait_ms"] = round(details.waited * 1000, 1)
+        fields: dict[str, object] = {"gate": details.gate}
+        if isinstance(details, CallDetails):
+            fields["priority"] = details.priority
+            fields["seq"] = details.seq
+            if line.wait_ms:
+                fields["wait_ms"] = round(details.waited * 1000, 1)
+            if line.duration_ms:
+                fields["duration_ms"] = round(details.held * 1000, 1)
         if line.queue_length:
             fields["queue_length"] = details.queue_length
-        if line.duration_ms:
-            fields["duration_ms"] = round(details.held * 1000, 1)
+        for name in line.more:
+            fields[name] = getattr(details, name)
         text = " ".join(f"{name}=%s" for name in fields)
         self._logger.log(line.level, f"{line.event} {text}", *fields.values(), extra=fields)

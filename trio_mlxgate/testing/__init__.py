@@ -14,5 +14,5 @@ from trio_mlxgate.echo_server import (
     JobStatus as JobStatus,
     inference_server as inference_server,
 )
-from trio_mlxgate.testing.battery import check_gate as check_gate
+from trio_mlxgate.testing.battery import OPTIONS as OPTIONS, check_gate as check_gate
 from trio_mlxgate.testing.play import GateLike as GateLike, LawBroken as LawBroken

@@ -8,6 +8,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from trio_mlxgate.testing.checking import only
+from trio_mlxgate.testing.checks_of_options import OPTION_CHECKS
 from trio_mlxgate.testing.checks_of_order import (
     a_bad_capacity_changes_nothing,
     a_fall_drains,
@@ -34,6 +35,7 @@ from trio_mlxgate.testing.play import (
     End,
     Event,
     LawBroken,
+    Options,
     SetCapacity,
     Settle,
     Sleep,
@@ -42,7 +44,7 @@ from trio_mlxgate.testing.play import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from trio_mlxgate.testing.checking import Check, GateFactory
 
@@ -66,38 +68,63 @@ CHECKS: Final[tuple[Check, ...]] = (
 )
 """The single checks of :func:`check_gate`; each takes the factory alone, and its docstring names its law."""
 
+OPTIONS: Final = frozenset(OPTION_CHECKS)
+"""The options of the gate that :func:`check_gate` knows: ``aging``, ``reserved``, ``max_waiting``, ``supersede``,
+``outer_deadline``, and ``positions`` and ``progress`` for what waiting calls are told."""
 
-def check_gate(factory: GateFactory, *, rounds: int = 300, seed: int = 0) -> None:
+
+def check_gate(factory: GateFactory, *, options: Collection[str] = (), rounds: int = 300, seed: int = 0) -> None:
     """Put an implementation of the gate through the laws. Not to be called inside a trio run; it starts its own.
 
     First come the checks of :data:`CHECKS`, one law each; then ``rounds`` random sequences of events, in which
-    calls arrive, end, fail and are cancelled and the capacity changes, at every point of the scheduler's work.
+    calls arrive, end, fail and are cancelled and the capacity changes, at every point of the scheduler's work. The
+    sequences are played with random combinations of the options.
 
     Args:
       factory: makes a gate of a given capacity; called anew for each check and each sequence.
+      options: the names of the options that the implementation has, of :data:`OPTIONS`. Those that belong to a gate are
+        given to ``factory``, those that belong to a call to ``slot()``, as keyword arguments.
       rounds: how many random sequences are played.
       seed: where the sequences start from. (trio shuffles its tasks by itself, so that even one seed is never
         quite the same run twice.)
 
     Raises:
+      ValueError: there is no such option.
       LawBroken: the message names the law and, if a random sequence broke it, that sequence, shortened.
     """
-    for check in CHECKS:
+    unknown = sorted(set(options) - OPTIONS)
+    if unknown:
+        raise ValueError(f"there is no option {unknown[0]!r}; there are {', '.join(sorted(OPTIONS))}")
+    for check in (*CHECKS, *(check for option in sorted(options) for check in OPTION_CHECKS[option])):
         _put_through(check, factory)
     source = random.Random(seed)
     for number in range(rounds):
         capacity = source.randrange(4)
-        events = random_events(source)
-        error = _failure(factory, capacity, events)
+        chosen = random_options(source, options)
+        events = random_events(source, supersede="supersede" in options)
+        error = _failure(factory, capacity, events, chosen)
         if error is not None:
-            events, error = _shrink(factory, capacity, events, error)
+            events, error = _shrink(factory, capacity, events, chosen, error)
             listing = "".join(f"    {event!r},\n" for event in events)
             raise LawBroken(
-                f"{_said(error)}\n(round {number} of seed {seed}) play(factory, {capacity}, [\n{listing}])"
+                f"{_said(error)}\n(round {number} of seed {seed}) play(factory, {capacity}, [\n{listing}], {chosen!r})"
             ) from error
 
 
-def random_events(source: random.Random) -> list[Event]:
+def random_options(source: random.Random, options: Collection[str]) -> Options:
+    """A random combination of those of the ``options`` that a gate is made with."""
+    aging = source.choice((None, 0.5, 3.0, 1000.0))
+    reserved = source.choice((None, {0: 1}, {-3: 1, 50: 1}, {50: 2}))
+    max_waiting = source.choice((None, 0, 2, {100: 1}, {0: 3, 50: 1}))
+    return Options(
+        aging=aging if "aging" in options else None,
+        reserved=reserved if "reserved" in options else None,
+        max_waiting=max_waiting if "max_waiting" in options else None,
+        positions="positions" in options,
+    )
+
+
+def random_events(source: random.Random, *, supersede: bool = False) -> list[Event]:
     """A random sequence of up to some 100 events for :func:`trio_mlxgate.testing.play.play`."""
     limits = (math.inf, math.inf, math.inf, 0.0, 0.5, 2.0)
     priorities = (0, 0, 100, 100, 50, -3)
@@ -105,10 +132,13 @@ def random_events(source: random.Random) -> list[Event]:
     def index() -> int:
         return source.randrange(30)
 
+    def key() -> str | None:
+        return source.choice((None, None, "a", "b")) if supersede else None
+
     makers: tuple[Callable[[], Event], ...] = (
-        lambda: Arrive(source.choice(priorities), source.choice(limits), source.choice(limits)),
-        lambda: Arrive(source.choice(priorities)),
-        lambda: Arrive(source.choice(priorities), nowait=True, hold_timeout=source.choice(limits)),
+        lambda: Arrive(source.choice(priorities), source.choice(limits), source.choice(limits), supersede=key()),
+        lambda: Arrive(source.choice(priorities), supersede=key()),
+        lambda: Arrive(source.choice(priorities), nowait=True, hold_timeout=source.choice(limits), supersede=key()),
         lambda: End(index(), source.random() < 0.5),
         lambda: Cancel(index()),
         lambda: SetCapacity(source.randrange(5)),
@@ -128,16 +158,16 @@ def random_events(source: random.Random) -> list[Event]:
     return events
 
 
-def _failure(factory: GateFactory, capacity: int, events: list[Event]) -> Exception | None:
+def _failure(factory: GateFactory, capacity: int, events: list[Event], options: Options) -> Exception | None:
     try:
-        play(factory, capacity, events)
+        play(factory, capacity, events, options)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is the gate's, and is told with its events
         return error
     return None
 
 
 def _shrink(
-    factory: GateFactory, capacity: int, events: list[Event], error: Exception
+    factory: GateFactory, capacity: int, events: list[Event], options: Options, error: Exception
 ) -> tuple[list[Event], Exception]:
     """Leave out events while it still fails: first large pieces, then single ones."""
     size = len(events) // 2
@@ -146,7 +176,7 @@ def _shrink(
         while start < len(events):
             shorter = events[:start] + events[start + size :]
             # trio shuffles the tasks of a pass, so that a failure may need more than one attempt to show again.
-            found = next(filter(None, (_failure(factory, capacity, shorter) for _ in range(4))), None)
+            found = next(filter(None, (_failure(factory, capacity, shorter, options) for _ in range(4))), None)
             if found is None:
                 start += size
             else:

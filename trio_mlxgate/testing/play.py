@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_mlxgate.errors import WaitTooLong
+from trio_mlxgate.errors import QueueFull, Superseded, WaitTooLong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from trio_mlxgate.core.statistics import GateStatistics
 
 
 class GateLike(Protocol):
-    """What the laws ask of an implementation: the face of :class:`trio_mlxgate.Gate`."""
+    """What the laws ask of an implementation: the face of :class:`trio_mlxgate.Gate`, without its options.
+
+    An implementation that has options takes them as keyword arguments, here and where it is made, under the same names.
+    """
 
     @property
     def capacity(self) -> int:
@@ -57,6 +60,7 @@ class Arrive:
     max_wait: float = math.inf
     hold_timeout: float = math.inf
     nowait: bool = False
+    supersede: Hashable | None = None
 
 
 @attrs.frozen
@@ -101,6 +105,44 @@ class Sleep:
 Event = Arrive | End | Cancel | SetCapacity | Tick | Settle | Sleep
 
 
+@attrs.frozen(kw_only=True)
+class Options:
+    """The options of the gate that is played against, as :class:`trio_mlxgate.Gate` has them."""
+
+    aging: float | None = None
+    reserved: Mapping[int, int] | None = None
+    max_waiting: int | Mapping[int, int] | None = None
+    positions: bool = False
+    """Whether the objects that ``slot()`` returns have a ``position``."""
+
+    def for_the_gate(self) -> dict[str, Any]:
+        """What the gate is made with; nothing for what is off, so that a gate need not know it."""
+        options = {"aging": self.aging, "reserved": self.reserved, "max_waiting": self.max_waiting}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def limits(self) -> dict[float, int]:
+        """How many may wait of each priority and worse ones."""
+        if self.max_waiting is None:
+            return {}
+        if isinstance(self.max_waiting, int):
+            return {-math.inf: self.max_waiting}
+        return {float(key): limit for key, limit in self.max_waiting.items()}
+
+    def rank(self, priority: int, asked_at: float) -> float:
+        """What the queue is ordered by, before the order of arrival."""
+        return priority if self.aging is None else asked_at + self.aging * priority / 100
+
+    def eligible(self, priority: int, held: list[int], capacity: int) -> bool:
+        """Whether this priority may have one more slot while slots of the priorities ``held`` are out."""
+        reserved = self.reserved or {}
+        return len(held) < capacity and all(
+            sum(other > key for other in held)
+            < max(1, capacity - sum(count for other, count in reserved.items() if other <= key))
+            for key in reserved
+            if key < priority
+        )
+
+
 class LawBroken(AssertionError):
     """An implementation of the gate broke one of its laws; the message says which, and how."""
 
@@ -117,15 +159,23 @@ class _Call:
     end: trio.Event = attrs.field(factory=trio.Event)
     fail: bool = False
     asked: bool = False
+    asked_at: float = math.nan
+    asked_in: int = -1  # the number of the settle before that
     inside: bool = False
     fate: str | None = None
     over: bool = False
     waited_since: int = -1  # the number of the settle at which it was first seen to wait
+    slot: Any = None
+    # What it is ordered by, once it has been seen to wait: the rank, then when it was first seen. None: not known,
+    # since it took the place of another one, and of which one is not to be seen from outside.
+    rank: tuple[float, float] | None = None
 
 
 class _Player:
-    def __init__(self, gate: GateLike) -> None:
+    def __init__(self, gate: GateLike, options: Options) -> None:
         self.gate = gate
+        self.options = options
+        self.superseded: list[_Call] = []  # since all was settled last
         self.calls: list[_Call] = []
         self.releasing: _Call | None = None
         self.settles = 0
@@ -147,8 +197,19 @@ class _Player:
             "a slot was granted although none was free",
         )
         self.require(
-            not (now.in_flight < now.capacity and now.tasks_waiting), "7", "a slot is free and somebody waits for it"
+            bool(self.options.reserved) or not (now.in_flight < now.capacity and now.tasks_waiting),
+            "7",
+            "a slot is free and somebody waits for it",
         )
+        for key, limit in self.options.limits().items():
+            waiting = sum(count for priority, count in now.waiting_by_priority.items() if priority >= key)
+            self.require(waiting <= limit, "4", f"{waiting} wait although max_waiting is {limit} from {key} on")
+        if self.options.positions:
+            positions = sorted(
+                call.slot.position for call in self.calls if call.slot is not None and call.slot.position
+            )
+            expected = list(range(1, now.tasks_waiting + 1))
+            self.require(positions == expected, "16", f"the positions are {positions}")
         self.require(
             sum(now.waiting_by_priority.values()) == now.tasks_waiting, "16", "the waiters of the classes don't add up"
         )
@@ -174,24 +235,53 @@ class _Player:
             seen = sum(call.fate == fate for call in self.calls)
             self.require(seen == count, "4", f"{seen} calls were {fate}")
         for call in waiting:
+            held = [other.arrive.priority for other in inside]
+            free = self.options.eligible(call.arrive.priority, held, now.capacity)
+            self.require(not free, "7", f"a slot is free for {call.arrive}, which waits for it")
             if call.waited_since < 0:
                 call.waited_since = self.settles
+                self.judge_takeover(call)
+        keys = [call.arrive.supersede for call in waiting if call.arrive.supersede is not None]
+        self.require(len(keys) == len(set(keys)), "4", f"two wait with the same key: {keys}")
+        self.superseded = []
+        if self.options.positions:
+            known = [call for call in waiting if call.rank is not None]
+            in_order = [call.rank for call in sorted(known, key=lambda call: call.slot.position)]
+            self.require(in_order == sorted(in_order, key=_known), "16", f"positions are not in rank order: {in_order}")
+
+    def judge_takeover(self, call: _Call) -> None:
+        """The call waits, as is seen for the first time: say by what it is ordered."""
+        key = call.arrive.supersede
+        older = [other for other in self.superseded if other.arrive.supersede == key]
+        newer = [other for other in self.calls if other.arrive.supersede == key and other.asked_in == call.asked_in]
+        if not older:
+            call.rank = (self.options.rank(call.arrive.priority, call.asked_at), call.waited_since)
+        elif len(older) == len(newer) == 1 and older[0].arrive.priority == call.arrive.priority:
+            call.rank = older[0].rank
 
     def entered(self, call: _Call) -> None:
         call.inside = True
         call.fate = "admitted"
         self.observe()
-        mine = (call.arrive.priority, call.waited_since if call.waited_since >= 0 else math.inf)
+        mine = call.rank
+        if call.waited_since < 0 and call.arrive.supersede not in [other.arrive.supersede for other in self.superseded]:
+            mine = (self.options.rank(call.arrive.priority, call.asked_at), math.inf)
+        if mine is None:
+            return
         for other in self.calls:
             # Seen to wait when all was settled last: whoever enters now was granted its slot after that.
-            if other.waited_since >= 0 and mine > (other.arrive.priority, other.waited_since) and _waits(other):
+            if other.rank is None or mine <= other.rank or not _waits(other):
+                continue
+            # Where slots are reserved a worse priority may be passed over; a better one is eligible whenever this is.
+            if not self.options.reserved or other.arrive.priority <= call.arrive.priority:
                 self.passed.append((self.passes, call, other))
 
     def judge_order(self, *, settled: bool) -> None:
-        """Who passed a better waiter? One that was granted in the same step enters a scheduler pass later at most."""
+        """Who passed a better waiter? One that was granted in the same step enters in the next pass,
+        which the player may have counted, and itself gone through, before that: so the third count decides."""
         undecided = []
         for since, call, other in self.passed:
-            if not settled and self.passes < since + 2:
+            if not settled and self.passes < since + 3:
                 undecided.append((since, call, other))
                 continue
             self.require(not _waits(other), "11", f"{call.arrive} came in while {other.arrive} was waiting")
@@ -208,20 +298,25 @@ class _Player:
             call.over = True
 
     async def _call(self, call: _Call) -> None:  # noqa: ASYNC910 - some kinds of call end at once
-        arrive, gate = call.arrive, self.gate
-        asked_at = trio.current_time()
+        arrive = call.arrive
+        gate: Any = self.gate
+        asked_at = call.asked_at = trio.current_time()
         entered_at = math.nan
+        # A gate without this option is not asked for it.
+        more = {} if arrive.supersede is None else {"supersede": arrive.supersede}
         slot: AbstractAsyncContextManager[object]
         if arrive.nowait:
             slot = nullcontext(None)
         else:
-            slot = gate.slot(arrive.priority, hold_timeout=arrive.hold_timeout, max_wait=arrive.max_wait)
+            slot = gate.slot(arrive.priority, hold_timeout=arrive.hold_timeout, max_wait=arrive.max_wait, **more)
+            call.slot = slot
         cancelled_before = call.scope.cancel_called
         call.asked = True
+        call.asked_in = self.settles
         try:
             async with slot:
                 with (
-                    gate.slot_nowait(arrive.priority, hold_timeout=arrive.hold_timeout)
+                    gate.slot_nowait(arrive.priority, hold_timeout=arrive.hold_timeout, **more)
                     if arrive.nowait
                     else nullcontext(None)
                 ):
@@ -241,6 +336,19 @@ class _Player:
             pass
         except trio.WouldBlock:
             call.fate = "rejected"
+        except QueueFull as full:
+            call.fate = "rejected"
+            self.require(self.options.max_waiting is not None, "4", f"the queue has no limit: {full!r}")
+            self.require(trio.current_time() == asked_at, "14", "it took time to say that the queue is full")
+        except Superseded as superseded:
+            call.fate = "rejected"
+            self.superseded.append(call)
+            newer = [
+                other
+                for other in self.calls
+                if other is not call and other.asked and other.arrive.supersede == arrive.supersede
+            ]
+            self.require(arrive.supersede is not None and bool(newer), "4", f"by whom? {superseded!r}")
         except WaitTooLong:
             call.fate = "rejected"
             waited = trio.current_time() - asked_at
@@ -303,7 +411,9 @@ class _Player:
                 if call.inside:
                     call.end.set()
         capacity = self.gate.capacity
-        last = [_Call(len(self.calls) + n, Arrive(0)) for n in range(capacity + 1)]
+        # Nothing is reserved from the best priority of all.
+        best = min(self.options.reserved or [0])
+        last = [_Call(len(self.calls) + n, Arrive(best)) for n in range(capacity + 1)]
         self.calls += last
         for call in last:
             nursery.start_soon(self.call, call)
@@ -324,19 +434,30 @@ def _waits(call: _Call) -> bool:
     return call.asked and call.fate is None and not call.scope.cancel_called
 
 
+def _known(rank: tuple[float, float] | None) -> tuple[float, float]:
+    assert rank is not None
+    return rank
+
+
 def _close(seconds: float, expected: float) -> bool:
     return math.isclose(seconds, expected, rel_tol=1e-9, abs_tol=1e-9)
 
 
-def play(factory: Callable[[int], GateLike], capacity: int, events: Iterable[Event]) -> None:
+def play(
+    factory: Callable[..., GateLike], capacity: int, events: Iterable[Event], options: Options | None = None
+) -> None:
     """Make a gate of that ``capacity`` in a trio run on a virtual clock, play ``events`` against it, check the laws.
+
+    ``factory`` gets the capacity, and those of the ``options`` that are on as keyword arguments.
 
     Raises:
       LawBroken: the gate broke a law.
     """
 
+    with_options = options or Options()
+
     async def main() -> None:  # a checkpoint, always
-        await _Player(factory(capacity)).play(events)
+        await _Player(factory(capacity, **with_options.for_the_gate()), with_options).play(events)
 
     try:
         trio.run(main, clock=MockClock(autojump_threshold=0))

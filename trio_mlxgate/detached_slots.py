@@ -1,0 +1,65 @@
+"""A slot that belongs to an object and no task."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from trio.lowlevel import current_task, enable_ki_protection
+
+from trio_mlxgate.slots import Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from trio.lowlevel import Task
+
+    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.outer_deadline import OuterDeadline
+
+
+class DetachedSlot(Slot):
+    """A slot that belongs to an object: to be given back with :meth:`release`, by any task of the gate's run."""
+
+    __slots__ = ("holder",)
+
+    def __init__(
+        self,
+        gate: Gate,
+        priority: int,
+        hold_timeout: float,
+        max_wait: float,
+        supersede: Hashable | None,
+        outer_deadline: OuterDeadline | None,
+        tied: bool,
+    ) -> None:
+        super().__init__(gate, priority, hold_timeout, max_wait, supersede, outer_deadline)
+        self.detached = True
+        self._tied = tied
+        self.holder: Task | None = None
+        """Of a tied slot: the task that will give it back."""
+
+    def _hold_detached(self, task: Task) -> None:
+        self.task = None
+        if self._tied:
+            self.holder = task
+            self.gate._tied.add(self)
+        if self.hold_deadline < inf:
+            self.gate._watch()
+
+    def adopt(self) -> None:
+        """The current task is the one that will give the slot back."""
+        self.holder = current_task()
+
+    @enable_ki_protection
+    def release(self) -> None:
+        """Give the slot back. Never a checkpoint.
+
+        Raises:
+          RuntimeError: it was given back before, or this is called from outside the gate's run while that is alive.
+        """
+        gate = self.gate
+        gate._check_run()
+        granted = self._admission.release(self, gate._clock())
+        gate._tied.discard(self)
+        gate._released(self, granted)

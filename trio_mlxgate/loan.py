@@ -1,0 +1,54 @@
+"""A slot on loan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trio.lowlevel import current_task, enable_ki_protection
+
+if TYPE_CHECKING:
+    from trio.lowlevel import Task
+
+    from trio_mlxgate.slots import Slot
+
+
+class Loan:
+    """An owned slot on loan to one thing that outlives a call; see :meth:`Slot.lend`."""
+
+    waited = 0.0
+    """For how many seconds the loan stood in a queue: it never does."""
+
+    def __init__(self, slot: Slot, purpose: str, deadline: float) -> None:
+        self.slot = slot
+        """The slot that is lent."""
+        self.purpose = purpose
+        """What it is lent to, for messages."""
+        self.holder: Task | None = current_task()
+        """The task that will release the loan."""
+        self._deadline = deadline
+
+    @property
+    def deadline(self) -> float:
+        """The time on trio's clock at which whoever works under the loan is to stop; inf for none."""
+        return min(self._deadline, self.slot.deadline)
+
+    def adopt(self) -> None:
+        """The current task is the one that will release the loan."""
+        self.holder = current_task()
+
+    @enable_ki_protection
+    def release(self) -> None:
+        """End the loan, and give the slot back if its block has ended. Never a checkpoint.
+
+        Raises:
+          RuntimeError: the second time, or as :meth:`DetachedSlot.release` does.
+        """
+        slot = self.slot
+        slot.gate._check_run()
+        if slot._loan is not self:
+            raise RuntimeError(f"the loan to {self.purpose} was released before")
+        slot._loan = None
+        slot._admission.end_loan(slot)
+        slot.gate._tied.discard(self)
+        if slot.task is None:
+            slot._give_back()

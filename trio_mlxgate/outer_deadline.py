@@ -1,0 +1,93 @@
+"""A deadline that the caller has put around the wait: it is told, once for each place in the code that does so."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from typing import Final, Literal, TypeAlias
+
+import trio
+
+OuterDeadline: TypeAlias = Literal["warn", "raise", "allow"]
+"""What a gate does about a finite deadline around the wait: an :class:`OuterDeadlineWarning`, an error, or nothing."""
+
+LOOKS_AT_ALL: Final = 1000
+"""Of the calls that need not wait, the first so many of a run are looked at; see :data:`LOOKS_AT_EVERY`."""
+
+LOOKS_AT_EVERY: Final = 64
+"""Later, of the calls that need not wait, every such one: to ask trio for the deadline costs a fifth of such a call."""
+
+_OWN_FILES: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+# Of our own files, those that use the gate as any program does.
+_OWN_CALLERS: Final = tuple(_OWN_FILES + name + os.sep for name in ("testing", "commands"))
+# Who calls the gate in another's name. The caller behind them is the one who can do something about it.
+_MESSENGERS: Final = frozenset({"httpx", "httpx2", "openai", "anyio", "contextlib"})
+
+
+class OuterDeadlineWarning(RuntimeWarning):
+    """A deadline of the caller runs while the call waits for its slot, and so the wait uses up the time of the work."""
+
+
+def check_outer_deadline(policy: object) -> OuterDeadline:
+    """Return ``policy`` if it is one.
+
+    Raises:
+      ValueError: it isn't ``"warn"``, ``"raise"`` or ``"allow"``.
+    """
+    if policy not in ("warn", "raise", "allow"):
+        raise ValueError(f"outer_deadline must be 'warn', 'raise' or 'allow', not {policy!r}")
+    return policy
+
+
+class OuterDeadlines:
+    """What one gate knows of the deadlines around its waits."""
+
+    def __init__(self, gate_name: str) -> None:
+        self._gate_name = gate_name
+        self._reported: set[tuple[str, int]] = set()
+
+    def look(self, policy: OuterDeadline) -> None:
+        """Report a finite deadline around the current call, if there is one.
+
+        Raises:
+          RuntimeError: there is one, and ``policy`` is ``"raise"``.
+        """
+        deadline = trio.current_effective_deadline()
+        # -inf: cancelled already, and there will be no wait.
+        if math.isinf(deadline):
+            return
+        file, line = _call_site()
+        message = (
+            f"a deadline of the caller, which ends in {deadline - trio.current_time():.3g} s, runs while this call "
+            f"waits for its slot of gate {self._gate_name!r}: waiting uses up the time that is meant for the work. Put "
+            "the time limit inside: hold_timeout=SECONDS counts from the grant of the slot, max_wait=SECONDS limits "
+            "the queue alone. If one deadline for both is what you mean, say outer_deadline='allow'"
+        )
+        if policy == "raise":
+            raise RuntimeError(f"{file}:{line}: {message}")
+        if (file, line) not in self._reported:
+            warnings.warn_explicit(message, OuterDeadlineWarning, file, line)
+            # Not before: who makes errors of warnings is told each time.
+            self._reported.add((file, line))
+
+
+def _call_site() -> tuple[str, int]:
+    """File and line of the code that asked the gate: the innermost that is neither ours nor a mere messenger's."""
+    frame = sys._getframe(1)
+    nearest = None
+    while frame.f_back is not None:
+        frame = frame.f_back
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        file = frame.f_code.co_filename
+        if file.startswith(_OWN_FILES) and not file.startswith(_OWN_CALLERS):
+            continue
+        if package == "trio":
+            break
+        if nearest is None or package not in _MESSENGERS:
+            nearest = frame
+        if package not in _MESSENGERS:
+            break
+    found = nearest or frame
+    return found.f_code.co_filename, found.f_lineno

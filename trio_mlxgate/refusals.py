@@ -1,0 +1,37 @@
+"""The error that each refusal of the core becomes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trio_mlxgate.core.ticket import QUEUE_FULL, SUPERSEDED
+from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
+
+if TYPE_CHECKING:
+    from trio_mlxgate.core.ticket import Ticket
+
+
+def refusal(gate: str, ticket: Ticket, *, waited: float, waiting: int, retry_after: float | None) -> GateRefused:
+    """The error for a rejected call, which says what to do.
+
+    Args:
+      gate: the name of the gate.
+      ticket: the call.
+      waited: for how many seconds it waited.
+      waiting: how many wait now.
+      retry_after: in how many seconds another attempt has a chance; None: not known.
+    """
+    if ticket.refusal == SUPERSEDED:
+        return Superseded(
+            f"a newer call to gate {gate!r} with supersede={ticket.supersede!r} came while this one waited"
+        )
+    again = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
+    if ticket.refusal == QUEUE_FULL:
+        who = f"a call of priority {ticket.priority}"
+        message = f"the queue of gate {gate!r} is full for {who} (max_waiting): {waiting} wait{again}"
+        return QueueFull(message, retry_after=retry_after)
+    if ticket.max_wait:
+        message = f"no slot of gate {gate!r} within max_wait: waited {waited:.3g} s{again}"
+    else:
+        message = f"no slot of gate {gate!r} is free, and max_wait=0 leaves no time to wait{again}"
+    return WaitTooLong(message, retry_after=retry_after)
