@@ -120,15 +120,11 @@ class Oracle:
         return sorted(self.waiting, key=_rank)
 
     def mean_hold(self, priority: int) -> float | None:
-        """Of a class; of all holds, the later ones of each class weighing as in its own mean, if it has none."""
-        means: dict[int, tuple[float, int]] = {}
-        for other, held in self.holds:
-            mean, count = means.get(other, (0.0, 0))
-            means[other] = (mean + (held - mean) / min(count + 1, MEMORY), count + 1)
-        if priority in means:
-            return means[priority][0]
-        counts = sum(count for _, count in means.values())
-        return sum(mean * count for mean, count in means.values()) / counts if counts else None
+        """Of the latest holds of a class; if it has none, of those of all classes."""
+        classes = {other for other, _ in self.holds}
+        latest = {other: [held for which, held in self.holds if which == other][-MEMORY:] for other in classes}
+        counted = latest.get(priority) or [held for holds in latest.values() for held in holds]
+        return sum(counted) / len(counted) if counted else None
 
     def estimated_wait(self, ahead: list[Call], now: float) -> float | None:
         """What one has before it, whom these go before."""

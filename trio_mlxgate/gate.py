@@ -17,7 +17,7 @@ from trio_mlxgate.instrumentation import details
 from trio_mlxgate.instrumentation.listeners import Listeners
 from trio_mlxgate.instrumentation.logging import LoggingHook
 from trio_mlxgate.loan import Loan
-from trio_mlxgate.outer_deadline import OuterDeadlines, check_outer_deadline
+from trio_mlxgate.outer_deadline import OuterDeadlines
 from trio_mlxgate.priority import DEFAULT_PRIORITY
 from trio_mlxgate.progress import Progress, ProgressBoard
 from trio_mlxgate.refusals import refusal
@@ -68,7 +68,8 @@ class Gate:
         one more is refused at once with :class:`QueueFull`. Who need not wait is never refused.
       outer_deadline: what is done about a finite deadline of the caller around the wait: ``"warn"`` (an
         :class:`OuterDeadlineWarning`, once for each place in the code), ``"raise"`` (RuntimeError) or ``"allow"``.
-        ``"warn"`` looks at all calls that wait and at some of the others: the first 1000 of a run, and then every 64th.
+        ``"raise"`` looks at every call, ``"warn"`` at the first 100 of a run, at the next 100 whenever a wait was
+        cancelled, and at every 67th.
       starvation_warning: a waiter is reported when it has waited for so many seconds, while it waits.
       hooks: who is told of each step (see :mod:`trio_mlxgate.instrumentation`); default: logging.
 
@@ -96,8 +97,7 @@ class Gate:
             reserved=reserved,
             max_waiting=max_waiting,
         )
-        self._outer_policy: OuterDeadline = check_outer_deadline(outer_deadline)
-        self._outer_deadlines = OuterDeadlines(name)
+        self._outer_deadlines = OuterDeadlines(name, outer_deadline)
         self._listen(tuple(hooks))
         self._token: TrioToken | None = None
         self._clock: Callable[[], float] = _no_clock
@@ -110,8 +110,7 @@ class Gate:
         self._tied: set[DetachedSlot | Loan] = set()
         self._watch_scope: trio.CancelScope | None = None
         self._board = ProgressBoard(self)
-        # How many calls have asked that did not say outer_deadline="allow".
-        self._entries = 0
+        self._outer_deadlines.look_more_closely()
 
     def __repr__(self) -> str:
         a = self._admission
@@ -309,7 +308,10 @@ class Gate:
 
     def _released(self, ticket: Slot, granted: list[Slot]) -> None:
         """A slot was given back, which let others in: let their tasks run, and only then tell anybody."""
-        self._wake(granted)
+        # As _wake, without the call: this is the path of every handover.
+        for other in granted:
+            if other.waiter is not None:
+                reschedule(other.waiter)
         wanted = self._handover_wanted
         if wanted():
             self._tell(details.Released, ticket)

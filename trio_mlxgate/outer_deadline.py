@@ -13,11 +13,12 @@ import trio
 OuterDeadline: TypeAlias = Literal["warn", "raise", "allow"]
 """What a gate does about a finite deadline around the wait: an :class:`OuterDeadlineWarning`, an error, or nothing."""
 
-LOOKS_AT_ALL: Final = 1000
-"""Of the calls that need not wait, the first so many of a run are looked at; see :data:`LOOKS_AT_EVERY`."""
+LOOKS_AT_FIRST: Final = 100
+"""So many calls are looked at from the start of a run, and again whenever a wait was cancelled, as a deadline does."""
 
-LOOKS_AT_EVERY: Final = 64
-"""Later, of the calls that need not wait, every such one: to ask trio for the deadline costs a fifth of such a call."""
+LOOKS_AT_EVERY: Final = 67
+"""Later every such call is: to ask trio for the deadline costs a third of a call that need not wait. A prime, so that
+calls that come in a rhythm are all met with at some time."""
 
 _OWN_FILES: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Of our own files, those that use the gate as any program does.
@@ -42,18 +43,40 @@ def check_outer_deadline(policy: object) -> OuterDeadline:
 
 
 class OuterDeadlines:
-    """What one gate knows of the deadlines around its waits."""
+    """What one gate knows of the deadlines around its waits.
 
-    def __init__(self, gate_name: str) -> None:
+    Raises:
+      ValueError: ``policy`` isn't one.
+    """
+
+    def __init__(self, gate_name: str, policy: OuterDeadline) -> None:
         self._gate_name = gate_name
+        self._policy = check_outer_deadline(policy)
         self._reported: set[tuple[str, int]] = set()
+        self._close_looks = 0
+        self.due: float = 0
+        """To be counted down by one at each call; at 0 or less that call is to be looked at."""
+        self.look_more_closely()
 
-    def look(self, policy: OuterDeadline) -> None:
-        """Report a finite deadline around the current call, if there is one.
+    def look_more_closely(self) -> None:
+        """Begin again with looking at every call: the run is new, or a wait was cancelled, as a deadline does."""
+        self._close_looks = LOOKS_AT_FIRST
+        self.due = math.inf if self._policy == "allow" else 0
+
+    def look(self, policy: OuterDeadline | None) -> None:
+        """Report a finite deadline around the current call, if there is one; None: as the gate's policy says.
 
         Raises:
-          RuntimeError: there is one, and ``policy`` is ``"raise"``.
+          RuntimeError: there is one, and the policy is ``"raise"``.
         """
+        if policy is None:
+            policy = self._policy
+            if policy == "warn":
+                self._close_looks -= 1
+                if self._close_looks < 0:
+                    self.due = LOOKS_AT_EVERY
+        if policy == "allow":
+            return
         deadline = trio.current_effective_deadline()
         # -inf: cancelled already, and there will be no wait.
         if math.isinf(deadline):

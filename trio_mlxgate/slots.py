@@ -23,7 +23,7 @@ from trio_mlxgate.core.ticket import Ticket, TicketState
 from trio_mlxgate.errors import Superseded
 from trio_mlxgate.instrumentation import Cancelled, Granted, Queued, Released
 from trio_mlxgate.loan import Loan
-from trio_mlxgate.outer_deadline import LOOKS_AT_ALL, LOOKS_AT_EVERY, check_outer_deadline
+from trio_mlxgate.outer_deadline import check_outer_deadline
 from trio_mlxgate.priority import Priority, check_priority
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Slot(Ticket):
             check_seconds("max_wait", max_wait)
         if supersede is not None:
             hash(supersede)  # or TypeError, here and not in the queue
+        if outer_deadline is not None:
+            check_outer_deadline(outer_deadline)
         self.gate = gate
         """The gate that the slot belongs to."""
         # What Ticket.__init__ does; to call it would cost more than all these.
@@ -79,9 +81,7 @@ class Slot(Ticket):
         self.hold_timeout = hold_timeout
         self.max_wait = max_wait
         self.supersede = supersede
-        self.outer_deadline: OuterDeadline = (
-            gate._outer_policy if outer_deadline is None else check_outer_deadline(outer_deadline)
-        )
+        self.outer_deadline = outer_deadline
         self.state = _NEW
         self.seq = 0
         self.place = None
@@ -201,12 +201,10 @@ class Slot(Ticket):
         task = current_task()
         if self.state is not _NEW or task in gate._owners:
             self._refuse()
-        looked = self.outer_deadline == "allow"
-        if not looked:
-            entries = gate._entries = gate._entries + 1
-            if entries <= LOOKS_AT_ALL or not entries % LOOKS_AT_EVERY or self.outer_deadline == "raise":
-                gate._outer_deadlines.look(self.outer_deadline)
-                looked = True
+        deadlines = gate._outer_deadlines
+        deadlines.due -= 1
+        if deadlines.due <= 0 or self.outer_deadline is not None:
+            deadlines.look(self.outer_deadline)
         self.state = _ASKING
         self._admission = admission = gate._admission
         try:
@@ -245,8 +243,6 @@ class Slot(Ticket):
             if self.state is not _WAITING:
                 await self._be_refused()
             try:
-                if not looked:
-                    gate._outer_deadlines.look(self.outer_deadline)
                 if gate._watch_scope is None or self.max_wait < inf:
                     gate._watch()
             except BaseException:
@@ -280,6 +276,7 @@ class Slot(Ticket):
     def _abort(self, _: trio.lowlevel.RaiseCancelT) -> Abort:
         """The wait is cancelled: leave the queue, and settle, in this step."""
         gate = self.gate
+        gate._outer_deadlines.look_more_closely()
         gate._cancelled(self, self._admission.cancel(self, gate._clock()))
         return Abort.SUCCEEDED
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 import attrs
 
 from trio_mlxgate.core.checks import check_aging, check_max_waiting, check_reserved
-from trio_mlxgate.core.estimates import Forecast, HoldMeans, Outlook
+from trio_mlxgate.core.estimates import Forecast, Holds, Outlook
 from trio_mlxgate.core.headroom import Headroom
 from trio_mlxgate.core.indexed_heap import IndexedHeap
-from trio_mlxgate.core.ordering import AgingLine, Place, PriorityLine, aged_place
+from trio_mlxgate.core.ordering import AgingLine, PriorityLine, aged_place
 from trio_mlxgate.core.statistics import GateStatistics
 from trio_mlxgate.core.ticket import (
     GRANTED,
@@ -113,9 +113,10 @@ class Admission(Generic[T]):
         self._admitted = 0
         self._cancelled = 0
         self._rejected: dict[str, int] = {}
-        # The holders, each with the priority with which it was granted its slot.
-        self._held: dict[T, int] = {}
-        self._means = HoldMeans()
+        # The holders in no order; each knows its index. A dict whose one entry comes and goes is resized all the time.
+        self._held: list[T] = []
+        self._holds = Holds()
+        self._latest_holds = self._holds.classes
         # The waiter of each supersede key.
         self._keys: dict[Hashable, T] = {}
         # All waiters in the order of their arrival; those that were reported as starving came first and stand apart.
@@ -152,7 +153,7 @@ class Admission(Generic[T]):
         """Whether a call of this priority could not be let in as long as these slots are held, if all others ended."""
         if len(tickets) >= self.capacity:
             return True
-        held = [self._held[ticket] for ticket in tickets]
+        held = [ticket.priority for ticket in tickets]
         return self._headroom is not None and self._headroom.closed_by(held, priority, self.capacity)
 
     # ---- what can happen ----
@@ -169,7 +170,8 @@ class Admission(Generic[T]):
             # The grant. It stands here and in _grant, since calls of functions cost the most.
             self.in_flight += 1
             self._admitted += 1
-            self._held[ticket] = ticket.priority
+            ticket.held_at = len(self._held)
+            self._held.append(ticket)
             ticket.state = GRANTED
             ticket.granted_at = now
             if ticket.hold_timeout < math.inf:
@@ -178,7 +180,7 @@ class Admission(Generic[T]):
             return None
         key = ticket.supersede
         older = None if key is None else self._keys.get(key)
-        if self.admits(ticket.priority):
+        if self._headroom is not None and self.admits(ticket.priority):
             if older is not None:
                 self._leave(older)
                 self._reject(older, SUPERSEDED)
@@ -199,7 +201,8 @@ class Admission(Generic[T]):
             if older is not None:
                 self._leave(older)
                 self._reject(older, SUPERSEDED)
-            ticket.place = self._last_place(ticket.seq, now, ticket.priority)
+            aging = self._aging
+            ticket.place = ticket.seq if aging is None else aged_place(aging, ticket.seq, now, ticket.priority)
             self._line.add(ticket.place, ticket, ticket.priority)
         ticket.state = WAITING
         ticket.granted_at = now
@@ -238,10 +241,17 @@ class Admission(Generic[T]):
             raise RuntimeError(f"this slot is not held: {ticket!r}")
         ticket.state = TicketState.RELEASED
         self.in_flight -= 1
-        priority = self._held.pop(ticket)
-        self._means.record(priority, now - ticket.granted_at)
+        # The last of the holders moves to where this one was.
+        last = self._held.pop()
+        if last is not ticket:
+            last.held_at = ticket.held_at
+            self._held[last.held_at] = last
         if self._headroom is not None:
-            self._headroom.released(priority)
+            self._headroom.released(ticket.priority)
+        try:
+            self._latest_holds[ticket.priority].append(now - ticket.granted_at)
+        except KeyError:
+            self._holds.begin(ticket.priority, now - ticket.granted_at)
         if ticket.detached and ticket in self._alarms:
             self._alarms.remove(ticket)
         return self._settle(now) if self._line.length else []
@@ -330,7 +340,9 @@ class Admission(Generic[T]):
 
     def expected_wait(self, priority: int, now: float) -> float | None:
         """How many seconds a call of this priority would wait that came now; None as in :class:`Outlook`."""
-        ahead = self._line.ahead_of(self._last_place(self._seq + 1, now, priority), priority)
+        aging = self._aging
+        last = self._seq + 1 if aging is None else aged_place(aging, self._seq + 1, now, priority)
+        ahead = self._line.ahead_of(last, priority)
         return self._forecast(now).wait(ahead)
 
     def statistics(self, now: float) -> GateStatistics:
@@ -362,25 +374,40 @@ class Admission(Generic[T]):
                 if eligible is None:
                     break
                 ticket = eligible
-            self._forget_wait(ticket)
-            self._grant(ticket, now)
+            # As _forget_wait, without the call: this is the path of everybody who waits.
+            if ticket in self._unreported:
+                del self._unreported[ticket]
+            else:
+                del self._starving[ticket]
+            if ticket.supersede is not None:
+                del self._keys[ticket.supersede]
+            if ticket.max_wait < math.inf:
+                self._alarms.remove(ticket)
+            # As _grant.
+            self.in_flight += 1
+            self._admitted += 1
+            ticket.held_at = len(self._held)
+            self._held.append(ticket)
+            if headroom is not None:
+                headroom.granted(ticket.priority)
+            ticket.state = GRANTED
+            ticket.granted_at = now
+            if ticket.hold_timeout < math.inf:
+                self.set_deadline(ticket, now + ticket.hold_timeout)
             granted.append(ticket)
         return granted
 
     def _grant(self, ticket: T, now: float) -> None:
         self.in_flight += 1
         self._admitted += 1
-        self._held[ticket] = ticket.priority
+        ticket.held_at = len(self._held)
+        self._held.append(ticket)
         if self._headroom is not None:
             self._headroom.granted(ticket.priority)
         ticket.state = GRANTED
         ticket.granted_at = now
         if ticket.hold_timeout < math.inf:
             self.set_deadline(ticket, now + ticket.hold_timeout)
-
-    def _last_place(self, seq: int, now: float, priority: int) -> Place:
-        """The place behind all of its class."""
-        return seq if self._aging is None else aged_place(self._aging, seq, now, priority)
 
     def _leave(self, ticket: T) -> None:
         if ticket.state is not WAITING:
@@ -410,8 +437,8 @@ class Admission(Generic[T]):
         )
 
     def _forecast(self, now: float) -> Forecast:
-        holders = [(priority, now - ticket.granted_at) for ticket, priority in self._held.items()]
-        return Forecast(self._means, self.capacity, holders)
+        holders = [(ticket.priority, now - ticket.granted_at) for ticket in self._held]
+        return Forecast(self._holds, self.capacity, holders)
 
     def _reject(self, ticket: T, reason: str) -> None:
         ticket.state = TicketState.REJECTED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import chain
 from math import fsum
 from typing import TYPE_CHECKING, Final
 
@@ -11,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MEMORY: Final = 32
-"""Up to so many holds of a class a mean is the plain one; from then on each new hold weighs one part in so many."""
+"""A mean is that of so many holds, the latest of a class: when a faster model is loaded, estimates follow."""
 
 MOST_CLASSES: Final = 128
-"""Of so many classes the mean hold is kept; of further ones the class that was measured first is forgotten."""
+"""Of so many classes holds are kept; when there is one more, the class that was measured first is forgotten."""
 
 
 @attrs.frozen
@@ -28,61 +30,46 @@ class Outlook:
     """In how many seconds from now it is expected to be let in; None at capacity 0 or while nothing is measured."""
 
 
-class HoldMeans:
-    """The mean hold of each class: exact for the first :data:`MEMORY`, then an exponentially weighted one.
+class Holds:
+    """The latest holds of each class, in seconds."""
 
-    So it forgets: when another model is loaded that answers in half of the time, estimates follow.
-    """
-
-    __slots__ = ("_classes",)
+    __slots__ = ("classes",)
 
     def __init__(self) -> None:
-        # [mean, count]; lists, since this is written to at each release.
-        self._classes: dict[int, list[float]] = {}
+        self.classes: dict[int, deque[float]] = {}
+        """For each class that was measured its latest holds: to be appended to, by those who release all the time."""
 
-    def record(self, priority: int, held: float) -> None:
-        """A slot of this priority was held for ``held`` seconds."""
-        entry = self._classes.get(priority)
-        if entry is None:
-            if len(self._classes) >= MOST_CLASSES:
-                del self._classes[next(iter(self._classes))]
-            self._classes[priority] = [held, 1.0]
-        else:
-            count = entry[1] = entry[1] + 1.0
-            entry[0] += (held - entry[0]) / (min(MEMORY, count))
+    def begin(self, priority: int, held: float) -> None:
+        """The first hold of a class has ended."""
+        if len(self.classes) >= MOST_CLASSES:
+            del self.classes[next(iter(self.classes))]
+        self.classes[priority] = deque([held], maxlen=MEMORY)
 
     def mean(self, priority: int) -> float | None:
         """The mean hold of a class; of one that was never measured that of all classes; None: nothing is measured."""
-        entry = self._classes.get(priority)
-        if entry is not None:
-            return entry[0]
-        if not self._classes:
-            return None
-        entries = self._classes.values()
-        return fsum(mean * count for mean, count in entries) / fsum(count for _, count in entries)
-
-    def __bool__(self) -> bool:
-        """Whether anything is measured."""
-        return bool(self._classes)
+        latest = self.classes.get(priority)
+        if latest is None:
+            latest = deque(chain.from_iterable(self.classes.values()))
+        return fsum(latest) / len(latest) if latest else None
 
 
 class Forecast:
     """What the waiters of one moment have before them.
 
     Args:
-      means: the means of the past.
+      past: the holds that have ended.
       capacity: how many slots there are.
       holders: priority and seconds held so far of each slot that is out.
     """
 
-    __slots__ = ("_capacity", "_means", "_running", "_used")
+    __slots__ = ("_capacity", "_means", "_past", "_running")
 
-    def __init__(self, means: HoldMeans, capacity: int, holders: Iterable[tuple[int, float]]) -> None:
-        self._means = means
+    def __init__(self, past: Holds, capacity: int, holders: Iterable[tuple[int, float]]) -> None:
+        self._past = past
         self._capacity = capacity
-        # Each mean is looked up once: to find that of a class that was never measured takes longer.
-        self._used: dict[int, float] = {}
-        known = bool(capacity and means)
+        # Each mean that is needed is computed once.
+        self._means: dict[int, float] = {}
+        known = bool(capacity and past.classes)
         self._running = fsum(max(0.0, self._mean(priority) - held) for priority, held in holders) if known else None
 
     def wait(self, ahead: Mapping[int, int]) -> float | None:
@@ -97,9 +84,9 @@ class Forecast:
         ) / self._capacity
 
     def _mean(self, priority: int) -> float:
-        mean = self._used.get(priority)
+        mean = self._means.get(priority)
         if mean is None:
-            mean = self._means.mean(priority)
+            mean = self._past.mean(priority)
             assert mean is not None, "something is measured, so that there is a mean for every class"
-            self._used[priority] = mean
+            self._means[priority] = mean
         return mean

@@ -44,6 +44,7 @@ class Ticket:
         "arrived_at",
         "detached",
         "granted_at",
+        "held_at",
         "hold_deadline",
         "hold_timeout",
         "max_wait",
@@ -57,6 +58,9 @@ class Ticket:
 
     place: Place | None
     """Where it stands, or stood, in the queue; None if it never stood there."""
+
+    held_at: int
+    """Its index among the holders, while it is one."""
 
     refusal: str
     """Of a rejected call: why."""
