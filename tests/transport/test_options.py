@@ -90,4 +90,8 @@ def test_bad_options_are_told_at_once() -> None:
         use_priority("high")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_wait"), use_options(max_wait=-1):
         pass
+    with pytest.raises(TypeError, match="unhashable"), use_options(supersede=["a"]):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(ValueError, match="outer_deadline"), use_options(outer_deadline="no"):  # type: ignore[arg-type]
+        pass
     assert current_options() == RequestOptions()

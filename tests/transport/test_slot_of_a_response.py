@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_mlxgate
-from trio_mlxgate import Gate, Priority
+from tests.gate.helpers import in_a_task_of_its_own
+from trio_mlxgate import Gate, Priority, Superseded, use_options
 
 if TYPE_CHECKING:
     from tests.transport.conftest import Family
@@ -149,6 +151,74 @@ async def test_redirects_and_bodiless_answers_need_one_slot(family: Family) -> N
         assert response.status_code == 200
         await client.head("/x")
         assert idle(gate)
+
+
+async def test_a_response_that_is_here_already_holds_no_slot(family: Family) -> None:
+    """As those of a MockTransport: nobody reads or closes its stream."""
+
+    def answer(request: Any) -> Any:
+        assert gate.statistics().in_flight == 1
+        return family.module.Response(200, text="yes", extensions={"http_version": b"HTTP/1.1"})
+
+    gate = Gate(1)
+    transport = family.gated.GateTransport(gate, family.module.MockTransport(answer))
+    async with family.module.AsyncClient(transport=transport, base_url="http://server") as client:
+        for _ in range(3):
+            response = await client.get("/x")
+            assert response.text == "yes"
+            assert response.extensions["mlxgate"] == {"waited": 0}
+            assert response.extensions["http_version"] == b"HTTP/1.1"
+            assert idle(gate)
+        async with gate.slot():
+            assert (await client.get("/x")).text == "yes"
+            assert (await client.get("/x")).text == "yes"
+        async with client.stream("GET", "/x") as response:
+            assert await response.aread() == b"yes"
+    assert idle(gate)
+
+
+async def test_latest_wins_and_the_older_gets_what_no_client_retries(family: Family, autojump_clock: MockClock) -> None:
+    gate = Gate(1)
+    family.script.answer_after = 1.0
+    ended: list[str] = []
+
+    async def ask(path: str, **options: object) -> None:
+        with use_options(supersede="search"):
+            try:
+                await client.get(path, extensions={"mlxgate": options})
+            except (family.module.HTTPError, family.module.InvalidURL) as error:
+                ended.append(f"{path} may be tried again: {error!r}")
+            except Superseded:
+                ended.append(f"{path} superseded")
+            else:
+                ended.append(path)
+
+    async with family.client(gate) as client, trio.open_nursery() as nursery:
+        for path, options in (("/a", {}), ("/b", {}), ("/c", {}), ("/d", {"supersede": "other"})):
+            nursery.start_soon(functools.partial(ask, path, **options))
+            await wait_all_tasks_blocked()
+    assert ended == ["/b superseded", "/a", "/c", "/d"]
+    assert [path for path, _ in family.script.sent] == ["/a", "/c", "/d"]
+    assert idle(gate)
+
+
+async def test_a_full_queue_of_the_gate_is_a_connect_error_that_says_when(
+    family: Family, autojump_clock: MockClock
+) -> None:
+    gate = Gate(1, max_waiting=0)
+    async with family.client(gate) as client:
+        async with gate.slot():
+            await trio.sleep(3)
+
+        async def refused() -> None:
+            with pytest.raises(family.gated.QueueFull, match="try again in 3 s") as full:
+                await client.get("/y")
+            assert isinstance(full.value, family.module.ConnectError)
+            assert full.value.retry_after == 3
+
+        async with client.stream("GET", "/x"):
+            await in_a_task_of_its_own(refused)
+    assert len(family.script.sent) == 1
 
 
 async def test_the_timeouts_of_the_client_do_not_run_in_the_queue(family: Family, autojump_clock: MockClock) -> None:

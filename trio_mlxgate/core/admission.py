@@ -132,7 +132,7 @@ class Admission(Generic[T]):
             starvation_warning=self._starvation_warning,
             aging=self._aging,
             reserved=self._reserved,
-            max_waiting=self._max_waiting,  # type: ignore[arg-type] # as it was checked, which is as good
+            max_waiting=self._max_waiting,
         )
 
     @property

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from trio_mlxgate.priority import check_priority
+from trio_mlxgate.priority import MAX_PRIORITY, check_priority
 
 _LONGEST: Final = 1e300
 
@@ -64,14 +64,12 @@ def check_reserved(reserved: object) -> dict[int, int]:
     if reserved is None:
         return {}
     if not isinstance(reserved, Mapping):
-        raise TypeError(
-            f"reserved must map priorities to numbers of slots, as {{Priority.FOREGROUND: 1}}: {reserved!r}"
-        )
-    return {check_priority(key): check_count("reserved", count) for key, count in reserved.items()}
+        raise TypeError(f"reserved must map priorities to numbers of slots, as {{0: 1}}, not {reserved!r}")
+    return _check_counts("reserved", reserved)
 
 
-def check_max_waiting(max_waiting: object) -> dict[float, int]:
-    """Return what ``max_waiting`` says as a mapping, ``-inf`` being the key of a limit for all; None is an empty one.
+def check_max_waiting(max_waiting: object) -> dict[int, int]:
+    """Return what ``max_waiting`` says as a mapping, the best priority being the key of a limit for all; None is {}.
 
     Raises:
       TypeError, ValueError: it is neither an int >= 0 nor a mapping of priorities to such.
@@ -79,19 +77,24 @@ def check_max_waiting(max_waiting: object) -> dict[float, int]:
     if max_waiting is None:
         return {}
     if isinstance(max_waiting, Mapping):
-        return {check_priority(key): check_count("max_waiting", count) for key, count in max_waiting.items()}
-    return {-math.inf: check_count("max_waiting", max_waiting)}
+        return _check_counts("max_waiting", max_waiting)
+    return {-MAX_PRIORITY: _check_count("max_waiting", max_waiting)}
 
 
-def check_count(name: str, count: object) -> int:
-    """Return ``count`` if it is an int >= 0 and not a bool.
+def _check_counts(name: str, counts: Mapping[object, object]) -> dict[int, int]:
+    checked = {}
+    for key, count in counts.items():
+        try:
+            priority = check_priority(key)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"a key of {name}: {error}") from None
+        checked[priority] = _check_count(f"{name}[{key!r}]", count)
+    return checked
 
-    Raises:
-      TypeError: it isn't an int; the message calls it ``name``.
-      ValueError: it is negative.
-    """
+
+def _check_count(name: str, count: object) -> int:
     if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{name} must be an int >= 0, or map priorities to such, not {count!r}")
+        raise TypeError(f"{name} must be an int >= 0, not {count!r}")
     if count < 0:
         raise ValueError(f"{name} must be >= 0, not {count}")
     return count
