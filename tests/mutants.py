@@ -1,4 +1,4 @@
-"""Breaks the gate in known ways, one at a time, and shows that the state machines notice: ``python -m tests.mutants``.
+"""Breaks the gate in known ways, one at a time, and shows that the tests notice: ``python -m tests.mutants``.
 
 Each mutant is an edit of the package's text in a copy of it; the tests run there, with the copy as what is imported.
 ``python -m tests.mutants NAME ...`` runs the mutants of those names alone. The exit status is 1 if one survives.
@@ -13,14 +13,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import attrs
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-MACHINES: Final = ("tests/core/test_admission_machine.py", "tests/test_gate_machine.py")
+TESTS: Final = (
+    # First the state machines: what a single test sees too, they should see.
+    "tests/core/test_admission_machine.py",
+    "tests/test_gate_machine.py",
+    "tests/test_battery.py::test_the_gate_passes",
+    "tests/gate/test_options.py",
+    "tests/gate/test_hooks.py",
+    "tests/gate/test_progress.py",
+    "tests/gate/test_outer_deadline.py",
+)
 EXAMPLES: Final = "500"
+# The first failure will do, and nobody reads it: it need not be shrunk.
+PYTEST_OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=first-failure")
 
 
 @attrs.frozen
@@ -60,12 +72,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
             r"            more -= 1\n"
             r"            ticket = self._line.take_first()\n"
             r"            self._forget_wait(ticket)\n"
-            r"            self.in_flight += 1\n"
-            r"            self._admitted += 1\n"
-            r"            ticket.state = GRANTED\n"
-            r"            ticket.granted_at = now\n"
-            r"            if ticket.hold_timeout < math.inf:\n"
-            r"                self.set_deadline(ticket, now + ticket.hold_timeout)\n"
+            r"            self._grant(ticket, now)\n"
             r"            granted.append(ticket)\n"
             r"        return granted",
         ),
@@ -103,7 +110,148 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("core/admission.py", _in_method("cancel", r"return self\._settle\(now\)"), r"\1return []"),
     ),
     "abort leaves the dead entry in the queue": (
-        Edit("slots.py", _in_method("_abort", r"^ +gate\._wake\(.*\)\n"), r"\1"),
+        Edit("slots.py", _in_method("_abort", r"^ +gate\._cancelled\(.*\)\n"), r"\1"),
+    ),
+    # ---- aging ----
+    "aging: the window is a hundred times as wide": (
+        Edit("core/ordering.py", r"now \+ aging \* priority / 100", "now + aging * priority"),
+    ),
+    "aging: it counts from the wrong side": (
+        Edit("core/ordering.py", r"now \+ aging \* priority / 100", "aging * priority / 100 - now"),
+    ),
+    "aging: a class stands where its last head stood": (
+        Edit("core/ordering.py", r"self\._range_of\(priority\)\.move\(priority, next\(iter\(line\)\)\)", "pass"),
+    ),
+    "aging: the next run has none": (Edit("core/admission.py", r"aging=self\._aging", "aging=None"),),
+    # ---- headroom ----
+    "headroom: it may shut out the others": (
+        Edit(
+            "core/headroom.py",
+            _in_method("worst_eligible", r"max\(1, capacity - reserved\)"),
+            r"\1(capacity - reserved)",
+        ),
+    ),
+    "headroom: who has ended is counted": (Edit("core/headroom.py", _in_method("released", r"-= 1"), r"\1-= 0"),),
+    "headroom: nowait takes a reserved slot": (
+        Edit(
+            "core/admission.py",
+            _in_method("request_nowait", r"not self\.admits\(ticket\.priority\)"),
+            r"\1self.in_flight >= self.capacity",
+        ),
+        Edit(
+            "core/admission.py",
+            _in_method("request", r"self\.admits\(ticket\.priority\)"),
+            r"\1(self.admits(ticket.priority) or ticket.max_wait == 0 and self.in_flight < self.capacity)",
+        ),
+    ),
+    "headroom: each key reserves by itself": (
+        Edit(
+            "core/headroom.py",
+            r"list\(accumulate\(reserved\[key\] for key in self\._keys\)\)",
+            "[reserved[key] for key in self._keys]",
+        ),
+    ),
+    "headroom: who is held back holds up all others": (
+        Edit(
+            "core/ordering.py",
+            r"ranges = self\._heads\[: bisect_left\(self\._cuts, worst\) \+ 1\]",
+            "ranges = self._heads\n"
+            "        best = min((h for h in ranges if h), key=lambda h: h.first_rank(), default=None)\n"
+            "        if best is None or best.first() > worst:\n"
+            "            return None",
+        ),
+    ),
+    # ---- bounded queue ----
+    "bounded queue: one more than allowed": (
+        Edit("core/admission.py", _in_method("_is_full", r">= limit"), r"\1> limit"),
+    ),
+    "bounded queue: better priorities are counted": (
+        Edit("core/admission.py", _in_method("_is_full", r" if other >= key"), r"\1"),
+    ),
+    "bounded queue: who need not wait is refused": (
+        Edit(
+            "core/admission.py",
+            _in_method("request", r"and self\._headroom is None:"),
+            r"\1and self._headroom is None and not (self._max_waiting and self._is_full(ticket.priority, None)):",
+        ),
+    ),
+    "bounded queue: who is superseded still counts": (
+        Edit("core/admission.py", _in_method("_is_full", r"sizes\[leaving\.priority\] -= 1"), r"\1pass"),
+    ),
+    "bounded queue: another attempt is asked for too early": (
+        Edit(
+            "core/admission.py",
+            _in_method("expected_wait", r"self\._line\.ahead_of\(last, priority\)"),
+            r"\1{}",
+        ),
+    ),
+    # ---- latest wins ----
+    "latest wins: the newer queues last": (
+        Edit("core/admission.py", r"older is not None and older\.priority == ticket\.priority", "older is ticket"),
+    ),
+    "latest wins: the older's waiting is inherited": (
+        Edit(
+            "core/admission.py",
+            r"ticket\.place = older\.place\n",
+            "ticket.place, ticket.arrived_at = older.place, older.arrived_at\n",
+        ),
+    ),
+    "latest wins: a newcomer that is refused kicks": (
+        Edit(
+            "core/admission.py",
+            _in_method("request", r"if ticket\.max_wait <= 0:\n"),
+            r"\1\2            if older is not None:\n"
+            r"                self._leave(older)\n"
+            r"                self._reject(older, SUPERSEDED)\n",
+        ),
+    ),
+    "latest wins: who was granted is still taken for a waiter": (
+        Edit("core/admission.py", _in_method("_settle", r"if ticket\.supersede is not None:"), r"\1if ticket is None:"),
+    ),
+    "latest wins: nobody tells the older": (
+        Edit("gate.py", _in_method("_superseded", r"^ +if older\.waiter is not None:\n[^\n]*\n"), r"\1"),
+    ),
+    # ---- positions and estimates ----
+    "positions: from 0 on": (Edit("core/admission.py", r"1 \+ sum\(ahead\.values\(\)\)", "sum(ahead.values())"),),
+    "positions: everybody is told at each look": (
+        Edit("progress.py", _in_method("is_news", r"last\.position != outlook\.position"), r"\1True"),
+    ),
+    "positions: a watcher that left is kept": (
+        Edit("progress.py", _in_method("leave", r"del self\._watching\[progress\]"), r"\1pass"),
+    ),
+    "estimates: what the holders have done is not counted": (
+        Edit("core/estimates.py", r"self\._mean\(priority\) - held", "self._mean(priority)"),
+    ),
+    "estimates: one slot at a time": (Edit("core/estimates.py", r"\) / self\._capacity", ")"),),
+    "estimates: one class for all": (
+        Edit("core/estimates.py", _in_method("mean", r"self\.classes\.get\(priority\)"), r"\1None"),
+    ),
+    # ---- outer deadline ----
+    "outer deadline: told at every call": (
+        Edit("outer_deadline.py", r"self\._reported\.add\(\(file, line\)\)", "pass"),
+    ),
+    "outer deadline: it names our own line": (
+        Edit("outer_deadline.py", r"if file\.startswith\(_OWN_FILES\)[^\n]*", "if not file:"),
+    ),
+    "outer deadline: who is cancelled already is reported": (
+        Edit("outer_deadline.py", r"if math\.isinf\(deadline\):", "if deadline == math.inf:"),
+    ),
+    "outer deadline: raise is now and then": (Edit("outer_deadline.py", r'if policy == "warn":', "if policy:"),),
+    "outer deadline: a cancelled wait makes nobody look": (
+        Edit("slots.py", _in_method("_abort", r"^ +gate\._outer_deadlines\.look_more_closely\(\)\n"), r"\1"),
+    ),
+    # ---- hooks ----
+    "hooks: who was cancelled when it asked is not told": (
+        Edit("slots.py", _in_method("_acquire", r"^ +gate\._tell\(Cancelled, self\)\n"), r"\1"),
+    ),
+    "hooks: the grants of a raise are not told": (
+        Edit("gate.py", r"(def capacity\(self, capacity[\s\S]*?)^ +self\._tell_granted\(granted\)\n", r"\1"),
+    ),
+    "hooks: one that fails is called again": (
+        Edit("instrumentation/listeners.py", _in_method("tell", r"self\.drop\(hook\)"), r"\1pass"),
+    ),
+    "hooks: a call that was refused at once is said to have queued": (
+        Edit("gate.py", r"queued=ticket\.place is not None", "queued=ticket.seq > 0"),
     ),
 }
 """Every mutant by name, with its edits."""
@@ -131,7 +279,7 @@ def prepare(folder: Path, edits: tuple[Edit, ...]) -> None:
 
 
 def run_tests(folder: Path) -> str | None:
-    """Run the state machines in ``folder`` and return the first test that failed there, or None.
+    """Run :data:`TESTS` in ``folder`` and return the first test that failed there, or None.
 
     Raises:
       RuntimeError: the tests could not be run, or it was not the copy that they tested.
@@ -153,7 +301,7 @@ def run_tests(folder: Path) -> str | None:
     if Path(where.stdout.strip()) != folder / "trio_mlxgate" / "gate.py":
         raise RuntimeError(f"the copy would not be what is tested: {where.stdout}{where.stderr}")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *MACHINES],
+        [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, *TESTS],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -184,6 +332,10 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no such mutant: {', '.join(unknown)}; there are: {', '.join(MUTANTS)}", file=sys.stderr)
         return 2
+    # What can't be made is told before the long work.
+    for name in names or MUTANTS:
+        with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+            prepare(Path(folder), MUTANTS[name])
     # First the code as it is: a mutant is only killed by a test that passes without it.
     unharmed = run_mutant("(the code as it is)", ())
     if unharmed.killed_by is not None:
@@ -191,11 +343,11 @@ def main(names: list[str]) -> int:
         return 2
     survivors = 0
     width = max(map(len, MUTANTS))
-    for name in names or MUTANTS:
-        outcome = run_mutant(name, MUTANTS[name])
-        survivors += outcome.killed_by is None
-        verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
-        print(f"{name:{width}}  {outcome.seconds:5.1f} s  {verdict}", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for outcome in pool.map(lambda name: run_mutant(name, MUTANTS[name]), names or MUTANTS):
+            survivors += outcome.killed_by is None
+            verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
+            print(f"{outcome.name:{width}}  {outcome.seconds:5.1f} s  {verdict}", flush=True)
     return 1 if survivors else 0
 
 

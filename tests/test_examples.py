@@ -32,6 +32,6 @@ def test_example_runs(path: Path) -> None:
 
 
 def test_examples_are_shown_in_the_documentation() -> None:
-    pages = "".join(page.read_text() for page in EXAMPLES.parent.glob("*.md"))
+    pages = "".join(page.read_text() for page in EXAMPLES.parent.rglob("*.md"))
     for path in EXAMPLES.glob("*.py"):
         assert f"examples/{path.name}" in pages
