@@ -31,6 +31,9 @@ TESTS: Final = (
     "tests/gate/test_outer_deadline.py",
 )
 EXAMPLES: Final = "500"
+LONGEST: Final = 120.0
+"""Seconds after which a mutant is taken to hang; without one the tests take a quarter of that."""
+
 # The first failure will do, and nobody reads it: it need not be shrunk.
 PYTEST_OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=first-failure")
 
@@ -300,14 +303,18 @@ def run_tests(folder: Path) -> str | None:
     )
     if Path(where.stdout.strip()) != folder / "trio_mlxgate" / "gate.py":
         raise RuntimeError(f"the copy would not be what is tested: {where.stdout}{where.stderr}")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, *TESTS],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, *TESTS],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the limit of {LONGEST} s: it hangs"
     if result.returncode == 0:
         return None
     failed = re.search(r"^FAILED (\S+)", result.stdout, flags=re.MULTILINE)

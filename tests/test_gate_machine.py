@@ -87,8 +87,11 @@ class OracleHook:
                 assert details.held == now - call.granted
                 oracle.release(call, now)
         if oracle.next_granted() is None and self.superseded is None:
+            # Those whose time is over are told one by one, when all of them are out of the queue.
+            telling = isinstance(details, told.Rejected) and details.queued
+            expired = sum(telling and call.arrived + call.max_wait <= now for call in oracle.waiting)
             seen = (details.capacity, details.in_flight, details.queue_length)
-            assert seen == (oracle.capacity, len(oracle.held), len(oracle.waiting))
+            assert seen == (oracle.capacity, len(oracle.held), len(oracle.waiting) - expired)
 
     def arrive(self, details: told.CallDetails, fate: str) -> None:
         (slot,) = (slot for slot in self.slots if slot.seq == details.seq)
@@ -161,9 +164,15 @@ _takeovers: st.SearchStrategy[list[Event]] = st.builds(
     st.integers(0, 2),
     st.none() | st.integers(0, 5),
 )
+# Ranks that lie between each other, as single arrivals rarely have them.
+_crowds: st.SearchStrategy[list[Event]] = st.lists(
+    st.tuples(st.sampled_from([0, 100, 50]), st.sampled_from([0.0, 0.25, 1.0])), min_size=2, max_size=6
+).map(lambda crowd: [event for priority, pause in crowd for event in (Arrive(priority), Sleep(pause))])
 EVENTS: st.SearchStrategy[list[Event]] = st.lists(
     st.one_of(
-        _single.map(lambda event: [event]), _single.map(lambda event: [event]), st.one_of(_handovers, _takeovers)
+        _single.map(lambda event: [event]),
+        _single.map(lambda event: [event]),
+        st.one_of(_handovers, _takeovers, _crowds),
     ),
     max_size=40,
 ).map(lambda pieces: [event for piece in pieces for event in piece])

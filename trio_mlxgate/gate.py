@@ -18,7 +18,7 @@ from trio_mlxgate.instrumentation.listeners import Listeners
 from trio_mlxgate.instrumentation.logging import LoggingHook
 from trio_mlxgate.loan import Loan
 from trio_mlxgate.outer_deadline import OuterDeadlines
-from trio_mlxgate.priority import DEFAULT_PRIORITY
+from trio_mlxgate.priority import DEFAULT_PRIORITY, Priority
 from trio_mlxgate.progress import Progress, ProgressBoard
 from trio_mlxgate.refusals import refusal
 from trio_mlxgate.slots import AsyncSlot, Slot, SyncSlot
@@ -83,8 +83,8 @@ class Gate:
         *,
         name: str = "mlx",
         aging: float | None = None,
-        reserved: Mapping[int, int] | None = None,
-        max_waiting: int | Mapping[int, int] | None = None,
+        reserved: Mapping[int, int] | Mapping[Priority, int] | None = None,
+        max_waiting: int | Mapping[int, int] | Mapping[Priority, int] | None = None,
         outer_deadline: OuterDeadline = "warn",
         starvation_warning: float = 300.0,
         hooks: Iterable[Hook] = DEFAULT_HOOKS,

@@ -246,6 +246,8 @@ class Slot(Ticket):
                 if gate._watch_scope is None or self.max_wait < inf:
                     gate._watch()
             except BaseException:
+                if older is not None:
+                    gate._superseded(older, self)
                 gate._cancelled(self, admission.cancel(self, gate._clock()))
                 raise
             if older is not None:

@@ -2,23 +2,29 @@
 
 What is measured, all in one process and one run of it:
 
-- *uncontended*: one task that enters and leaves, with nobody else there;
+- *uncontended*: one task that enters and leaves, with nobody else there; *first calls* are the first of a run, of
+  which a gate looks at all for deadlines around them, and the other row is what comes later;
 - *contended*: one slot, and so many tasks that wait for it all the time. An operation is one handover: give the
   slot back, let the next task in, and queue again. *handover* is the same for growing numbers of waiters, with one
   class and with a priority for each of them, to show that the cost doesn't grow with the queue;
-- *cancel*: one ``scope.cancel()`` of a task that waits somewhere in the queue.
+- *cancel*: one ``scope.cancel()`` of a task that waits somewhere in the queue;
+- *arrive, wait, cancel*: tasks that are started, wait, and are all cancelled at once; an operation is all that for one,
+  with the start and the end of its task, which a task needs too that is parked by hand;
+- *memory*: what a task takes that waits, by tracemalloc, and what of that a task doesn't take that is parked by hand;
+- *options*: the same gate with one option more, its ratios to the gate as it is shipped;
+- *position*: one question to the last of many waiters where it stands.
 
-Each is measured in rounds; a round holds one sample of each subject, in random order, each in a trio run of its
-own. A number is the median over the rounds, a ratio the median of the ratios to trio.CapacityLimiter within a round,
-in brackets the middle half of them. Time is CPU time of this process. The body is empty and the same for all, all
-are entered with ``async with``, all have capacity 1. What was imported is frozen (gc.freeze); the garbage collector
-runs before each sample and is off during it, for all alike. "Gate" is the gate as it is shipped: statistics on,
-log lines attached, the root logger at WARNING, so that no line is written; "ParkingLot" is a flag and a bare
-trio.lowlevel.ParkingLot, which checks and counts nothing. All takes some five minutes; see also ``--only``.
+Each is measured in rounds; a round holds one sample of each subject, in random order, each in a trio run of its own.
+A number is the median over the rounds, a ratio the median of the ratios to trio.CapacityLimiter within a round, in
+brackets the middle half of them. Time is CPU time of this process. The body is empty and the same for all, all are
+entered with ``async with``, all have capacity 1. What was imported is frozen (gc.freeze); the garbage collector runs
+before each sample and is off during it, for all alike. "Gate" is the gate as it is shipped: statistics on, log lines
+attached, looking for outer deadlines, the root logger at WARNING, so that no line is written; "ParkingLot" is a flag
+and a bare trio.lowlevel.ParkingLot, which checks and counts nothing. All takes some ten minutes; see also ``--only``.
 
-What is not measured: the starting and ending of tasks, log lines that are written, ``hold_timeout`` and
-``max_wait`` (each adds what a trio.CancelScope or an alarm costs), memory, and other clocks and event loops. An
-empty body makes the differences look large: one request to a server takes a thousand times as long as all of it.
+What is not measured: log lines that are written, ``hold_timeout`` and ``max_wait`` (each adds what a trio.CancelScope
+or an alarm costs), and other clocks and event loops. An empty body makes the differences look large: one request to a
+server takes a thousand times as long as all of it.
 """
 
 from __future__ import annotations
@@ -28,13 +34,17 @@ import gc
 import json
 import logging
 import platform
+import sys
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from tests.bench.measuring import Cell, measure
-from tests.bench.subjects import SUBJECTS
-from tests.bench.workloads import workloads
+from tests.bench.workloads import tables
+
+if TYPE_CHECKING:
+    from tests.bench.workloads import Table
 
 
 def main() -> None:
@@ -52,18 +62,32 @@ def main() -> None:
     gc.freeze()
     results: dict[str, dict[str, Cell]] = {}
     if not arguments.json:
-        print(f"trio {trio.__version__}, {platform.python_implementation()} {platform.python_version()}\n")
-        print("us per operation; ratio to trio.CapacityLimiter [middle half of the rounds]\n")
-        print(_row(["", *SUBJECTS]))
-        print(_row(["---"] * (1 + len(SUBJECTS))), flush=True)
-    for workload in workloads(quick=arguments.quick):
-        if arguments.only not in workload.name:
+        print(f"trio {trio.__version__}, {platform.python_implementation()} {platform.python_version()}")
+    for table in tables(quick=arguments.quick):
+        rows = [workload for workload in table.rows if arguments.only in workload.name]
+        if not rows:
             continue
-        cells = results[workload.name] = measure(workload)
+        for workload in rows:
+            results[workload.name] = measure(workload, table)
         if not arguments.json:
-            print(_row([workload.name, *(_text(cells.get(name)) for name in SUBJECTS)]), flush=True)
+            _show(table, {workload.name: results[workload.name] for workload in rows})
     if arguments.json:
         print(json.dumps({name: {s: attrs.asdict(c) for s, c in cells.items()} for name, cells in results.items()}))
+
+
+def _show(table: Table, results: dict[str, dict[str, Cell]]) -> None:
+    """Print one table."""
+    print(f"\n{table.heading}\n")
+    names = list(results) if table.turned else list(table.subjects)
+    print(_row(["", *names]))
+    print(_row(["---"] * (1 + len(names))))
+    if table.turned:
+        for subject in table.subjects:
+            print(_row([subject, *(_text(results[name].get(subject)) for name in names)]))
+    else:
+        for name, cells in results.items():
+            print(_row([name, *(_text(cells.get(subject)) for subject in names)]))
+    sys.stdout.flush()
 
 
 def _row(texts: list[str]) -> str:
@@ -73,7 +97,7 @@ def _row(texts: list[str]) -> str:
 def _text(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    text = f"{cell.microseconds:.2f}"
+    text = f"{cell.value:.2f}" if cell.value < 1000 else f"{cell.value:.0f}"
     if cell.ratio is not None and cell.quartiles is not None:
         text += f"; {cell.ratio:.2f} [{cell.quartiles[0]:.2f}-{cell.quartiles[1]:.2f}]"
     return text

@@ -10,37 +10,36 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from tests.bench.subjects import REFERENCE, SUBJECTS
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.bench.subjects import Subject
-    from tests.bench.workloads import Workload
+    from tests.bench.workloads import Table, Workload
 
 
 @attrs.frozen
 class Cell:
     """What was measured of one subject under one workload."""
 
-    microseconds: float
-    """CPU time of one operation: the median over the rounds."""
+    value: float
+    """CPU time of one operation in microseconds, or bytes: the median over the rounds."""
 
     ratio: float | None
-    """The median over the rounds of this time divided by the reference's of the same round; None without reference."""
+    """The median over the rounds of this value divided by the reference's of the same round; None without reference."""
 
     quartiles: tuple[float, float] | None
     """Between which ratios the middle half of the rounds lies."""
 
 
-def measure(workload: Workload) -> dict[str, Cell]:
+def measure(workload: Workload, table: Table) -> dict[str, Cell]:
     """Measure all subjects in interleaved rounds: each round has one sample of each, in random order."""
-    names = [name for name in SUBJECTS if not (workload.only_gates and not name.startswith("Gate"))]
+    names = [name for name in table.subjects if not (workload.only_gates and not name.startswith("Gate"))]
+    names = [name for name in names if name != workload.leave_out]
     samples: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(workload.rounds):
         for name in random.sample(names, len(names)):
-            samples[name].append(_sample(workload, SUBJECTS[name]))
-    reference = samples.get(REFERENCE)
+            samples[name].append(_sample(workload, table.subjects[name]))
+    reference = samples.get(table.reference)
     cells = {}
     for name, seconds in samples.items():
         ratio = quartiles = None
@@ -49,7 +48,7 @@ def measure(workload: Workload) -> dict[str, Cell]:
             ratio = statistics.median(ratios)
             low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratio, ratio, ratio)
             quartiles = (low, high)
-        cells[name] = Cell(statistics.median(seconds) * 1e6, ratio, quartiles)
+        cells[name] = Cell(statistics.median(seconds) * workload.scale, ratio, quartiles)
     return cells
 
 

@@ -9,12 +9,14 @@ import attrs
 import trio
 
 from trio_mlxgate import Gate
-from trio_mlxgate.priority import DEFAULT_PRIORITY
+from trio_mlxgate.priority import DEFAULT_PRIORITY, MAX_PRIORITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
+
+    from trio_mlxgate.slots import AsyncSlot
 
 
 @attrs.define
@@ -82,6 +84,10 @@ class Gated:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
+    def slot(self) -> AsyncSlot:
+        """A slot, to be asked where it stands."""
+        return self._gate.slot()
+
     def one(self) -> AbstractAsyncContextManager[object]:
         """A slot."""
         return self._gate.slot()
@@ -108,6 +114,75 @@ class Gated:
                     race.left -= 1
                     if race.left == 0:
                         race.finished = cpu_seconds()
+
+
+class Keyed(Gated):
+    """A gate whose every call has a ``supersede`` key, another one for each task. The bodies are as above."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(gate)
+        self._keys = 0
+
+    async def repeat(self, times: int) -> None:  # noqa: ASYNC910 - none if there is nothing to do
+        """Take and give back ``times`` times."""
+        gate = self._gate
+        for _ in range(times):
+            async with gate.slot(supersede="key"):
+                pass
+
+    async def compete(self, race: Race, priority: int) -> None:  # noqa: ASYNC910 - none if there is nothing to do
+        """Take and give back until the race is over."""
+        gate = self._gate
+        self._keys = key = self._keys + 1
+        while race.left > 0:
+            async with gate.slot(supersede=key):
+                race.left -= 1
+                if race.left == 0:
+                    race.finished = cpu_seconds()
+
+
+class Watched(Gated):
+    """A gate at which one task follows a waiter that never gets in, all the time that others compete."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(gate)
+        self._followed: AsyncSlot | None = None
+
+    async def compete(self, race: Race, priority: int) -> None:
+        """Take and give back until the race is over; the first one to come is also followed. Always a checkpoint."""
+        if self._followed is None:
+            self._followed = self._gate.slot(MAX_PRIORITY)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._be_followed, self._followed)
+                nursery.start_soon(self._follow, self._followed)
+                await super().compete(race, priority)
+                nursery.cancel_scope.cancel()
+        else:
+            await super().compete(race, priority)
+
+    async def _be_followed(self, slot: AsyncSlot) -> None:
+        async with slot:
+            pass
+
+    async def _follow(self, slot: AsyncSlot) -> None:
+        async for _ in self._gate.progress(slot):
+            pass
+
+
+def _abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.SUCCEEDED
+
+
+class Parked:
+    """No primitive: its users are parked until they are cancelled. The least that trio needs for a task that waits."""
+
+    async def __aenter__(self) -> object:
+        return await trio.lowlevel.wait_task_rescheduled(_abort)
+
+    async def __aexit__(  # noqa: ASYNC910 - leaving is no checkpoint, as in all that is compared
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Never called."""
 
 
 class LotLimiter:
@@ -141,6 +216,9 @@ REFERENCE: Final = "trio.CapacityLimiter"
 SHIPPED: Final = "Gate"
 """The gate as it is shipped: statistics on, log lines attached, the root logger at WARNING."""
 
+WATCHED: Final = "one progress watcher"
+"""The option that shows only while somebody waits."""
+
 SUBJECTS: Final[dict[str, Callable[[], Subject]]] = {
     REFERENCE: lambda: Primitive(trio.CapacityLimiter(1)),
     "trio.Semaphore": lambda: Primitive(trio.Semaphore(1)),
@@ -149,3 +227,26 @@ SUBJECTS: Final[dict[str, Callable[[], Subject]]] = {
     "Gate, hooks=()": lambda: Gated(Gate(1, hooks=())),
 }
 """How to make each subject, by the name that the table gives it."""
+
+PARKED: Final = "parked by hand"
+"""The least that trio itself needs for a task that waits."""
+
+WAITERS: Final[dict[str, Callable[[], Subject]]] = {PARKED: lambda: Primitive(Parked()), **SUBJECTS}
+"""Those that are compared by how they wait and are cancelled."""
+
+OPTIONS: Final[dict[str, Callable[[], Subject]]] = {
+    SHIPPED: SUBJECTS[SHIPPED],
+    "hooks=()": SUBJECTS["Gate, hooks=()"],
+    "outer_deadline='allow'": lambda: Gated(Gate(1, outer_deadline="allow")),
+    "outer_deadline='raise'": lambda: Gated(Gate(1, outer_deadline="raise")),
+    "aging=600": lambda: Gated(Gate(1, aging=600)),
+    "reserved={0: 1}": lambda: Gated(Gate(1, reserved={0: 1})),
+    "max_waiting=10**6": lambda: Gated(Gate(1, max_waiting=10**6)),
+    "max_waiting={0: 10**6, 100: 10**5}": lambda: Gated(Gate(1, max_waiting={0: 10**6, 100: 10**5})),
+    "supersede=key": lambda: Keyed(Gate(1)),
+    WATCHED: lambda: Watched(Gate(1)),
+}
+"""The gate as it is shipped, and with one option each."""
+
+LINES: Final[dict[str, Callable[[], Subject]]] = {SHIPPED: SUBJECTS[SHIPPED], "Gate, aging": OPTIONS["aging=600"]}
+"""The gates whose queues are looked through in different ways."""

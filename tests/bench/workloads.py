@@ -1,22 +1,40 @@
-"""What is measured: coroutines that return the CPU seconds of one operation."""
+"""What is measured: coroutines that return the CPU seconds of one operation, or its bytes."""
 
 from __future__ import annotations
 
 import functools
 import random
-from typing import TYPE_CHECKING
+import tracemalloc
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.bench.subjects import Race, cpu_seconds
+from tests.bench.subjects import (
+    LINES,
+    OPTIONS,
+    PARKED,
+    REFERENCE,
+    SHIPPED,
+    SUBJECTS,
+    WAITERS,
+    WATCHED,
+    Gated,
+    Race,
+    cpu_seconds,
+)
+from trio_mlxgate.outer_deadline import LOOKS_AT_FIRST
 from trio_mlxgate.priority import DEFAULT_PRIORITY
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from tests.bench.subjects import Subject
+    from trio_mlxgate.slots import AsyncSlot
+
+WARM_UP: Final = LOOKS_AT_FIRST + 100
+"""Of the first calls of a run a gate looks at more than of the later ones, which are what nearly all are."""
 
 
 @attrs.frozen
@@ -28,11 +46,27 @@ class Workload:
     rounds: int
     only_gates: bool = False
     """Whether trio's primitives are left out, since they have nothing of the kind."""
+    scale: float = 1e6
+    """What a result is multiplied with for the table."""
+    leave_out: str | None = None
+    """A subject that has nothing of the kind."""
 
 
-async def uncontended(subject: Subject, *, times: int) -> float:
+@attrs.frozen
+class Table:
+    """Some rows that are measured with the same subjects."""
+
+    heading: str
+    subjects: Mapping[str, Callable[[], Subject]]
+    reference: str
+    rows: list[Workload]
+    turned: bool = False
+    """Whether subjects are printed as rows and workloads as columns."""
+
+
+async def uncontended(subject: Subject, *, times: int, warm_up: int) -> float:
     """One task takes and gives back; nobody else is there. An operation is one entering and leaving."""
-    await subject.repeat(times // 10)
+    await subject.repeat(warm_up)
     start = cpu_seconds()
     await subject.repeat(times)
     return (cpu_seconds() - start) / times
@@ -77,8 +111,131 @@ async def cancelling(subject: Subject, *, waiters: int, times: int) -> float:
     return (end - start) / len(chosen)
 
 
+async def arriving(subject: Subject, *, waiters: int) -> float:
+    """Tasks arrive, all of them wait, and all are cancelled at once. An operation is all of that for one of them, from
+    the start of its task to the end."""
+
+    async def hold() -> None:
+        async with subject.one():
+            await trio.sleep_forever()
+
+    # The first one may be let in, and holds what the others wait for.
+    async with trio.open_nursery() as outer:
+        outer.start_soon(hold)
+        await wait_all_tasks_blocked()
+        start = cpu_seconds()
+        async with trio.open_nursery() as nursery:
+            for _ in range(waiters):
+                nursery.start_soon(hold)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        end = cpu_seconds()
+        outer.cancel_scope.cancel()
+    return (end - start) / waiters
+
+
+async def memory(subject: Subject, *, waiters: int, own: bool) -> float:
+    """The bytes of one waiting task; ``own``: without what a task takes that is parked by hand."""
+    # trio's own collections grow with the first herd, and stay so large.
+    await _bytes_of_a_waiter(WAITERS[PARKED](), waiters)
+    whole = await _bytes_of_a_waiter(subject, waiters)
+    return whole - await _bytes_of_a_waiter(WAITERS[PARKED](), waiters) if own else whole
+
+
+async def _bytes_of_a_waiter(subject: Subject, waiters: int) -> float:
+    async def hold() -> None:
+        async with subject.one():
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold)
+        await wait_all_tasks_blocked()
+        tracemalloc.start()
+        try:
+            for _ in range(waiters):
+                nursery.start_soon(hold)
+            await wait_all_tasks_blocked()
+            used, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        nursery.cancel_scope.cancel()
+    return used / waiters
+
+
+async def asking_where(subject: Subject, *, waiters: int, times: int) -> float:
+    """The last of ``waiters`` waiting calls is asked for its position. An operation is one question."""
+    assert isinstance(subject, Gated)
+    slots = [subject.slot() for _ in range(waiters)]
+
+    async def wait(slot: AsyncSlot) -> None:
+        async with slot:
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery, subject.one():
+        for slot in slots:
+            nursery.start_soon(wait, slot)
+        await wait_all_tasks_blocked()
+        last = max(slots, key=lambda slot: slot.seq)
+        start = cpu_seconds()
+        for _ in range(times):
+            assert last.position == waiters
+        end = cpu_seconds()
+        nursery.cancel_scope.cancel()
+    return (end - start) / times
+
+
+def tables(*, quick: bool) -> list[Table]:
+    """Everything; with ``quick`` so small that it proves that all of it runs, and nothing more."""
+    if quick:
+        short, times, many, herd, sizes = 100, 20, 2, 100, (10, 100)
+    else:
+        short, times, many, herd, sizes = 1_000, 100, 101, 100_000, (1_000, 100_000)
+    few = min(many, 5)
+    partial = functools.partial
+    comparing = f"ratio to {REFERENCE} [middle half of the rounds]"
+    return [
+        Table(f"us per operation; {comparing}", SUBJECTS, REFERENCE, workloads(quick=quick)),
+        Table(
+            f"{herd} tasks that arrive, wait and are cancelled: us for each; {comparing}",
+            WAITERS,
+            REFERENCE,
+            [Workload("arrive, wait, cancel", partial(arriving, waiters=herd), few)],
+        ),
+        Table(
+            f"bytes of a waiting task; {comparing}",
+            WAITERS,
+            REFERENCE,
+            [
+                Workload("memory, the whole task", partial(memory, waiters=herd // 10, own=False), 3, scale=1),
+                Workload("memory, beyond a parked task", partial(memory, waiters=herd // 10, own=True), 3, scale=1),
+            ],
+        ),
+        Table(
+            f"us per operation; ratio to {SHIPPED!r}, with one option more [middle half of the rounds]",
+            OPTIONS,
+            SHIPPED,
+            [
+                Workload(
+                    "options, uncontended", partial(uncontended, times=short, warm_up=WARM_UP), many, leave_out=WATCHED
+                ),
+                Workload("options, contended, 50 waiters", partial(contended, waiters=50, times=short), many),
+            ],
+            turned=True,
+        ),
+        Table(
+            f"us for each question where the last waiter stands; ratio to {SHIPPED!r}",
+            LINES,
+            SHIPPED,
+            [
+                Workload(f"position, {size} waiters", partial(asking_where, waiters=size, times=times), few)
+                for size in sizes
+            ],
+        ),
+    ]
+
+
 def workloads(*, quick: bool) -> list[Workload]:
-    """All rows of the table; with ``quick`` so small that they prove that all of it runs, and nothing more."""
+    """The rows of the first table."""
     if quick:
         short, times, large, many, few = 100, 200, 200, 2, 1
         sizes: tuple[int, ...] = (10, 100)
@@ -88,7 +245,8 @@ def workloads(*, quick: bool) -> list[Workload]:
         sizes = (100, 1_000, 10_000, 100_000)
     partial = functools.partial
     rows = [
-        Workload("uncontended", partial(uncontended, times=short), many),
+        Workload("uncontended", partial(uncontended, times=short, warm_up=WARM_UP), many),
+        Workload("uncontended, first calls", partial(uncontended, times=min(short, LOOKS_AT_FIRST), warm_up=0), many),
         Workload("contended, 50 waiters", partial(contended, waiters=50, times=short), many),
         Workload(f"contended, {large} waiters", partial(contended, waiters=large, times=large), few),
     ]

@@ -103,6 +103,13 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert ticket.refusal == fate
             self.fates["rejected"] += 1
 
+    @rule(crowd=st.lists(st.tuples(st.sampled_from([0, 100, 7]), st.sampled_from([0.0, 0.1, 1.0])), max_size=6))
+    def a_crowd_arrives(self, crowd: list[tuple[int, float]]) -> None:
+        # Ranks that lie between each other, as single arrivals rarely have them.
+        for priority, pause in crowd:
+            self.arrive(priority, math.inf, math.inf, False, None)
+            self.pass_time(pause)
+
     @rule(priority=PRIORITIES, key=KEYS)
     def arrive_nowait(self, priority: int, key: Any) -> None:
         ticket = Ticket(priority, supersede=key)

@@ -33,6 +33,8 @@ from trio_mlxgate.core.ticket import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterator, Mapping
 
+    from trio_mlxgate.priority import Priority
+
 T = TypeVar("T", bound=Ticket)
 
 
@@ -96,8 +98,8 @@ class Admission(Generic[T]):
         *,
         starvation_warning: float = math.inf,
         aging: float | None = None,
-        reserved: Mapping[int, int] | None = None,
-        max_waiting: int | Mapping[int, int] | None = None,
+        reserved: Mapping[int, int] | Mapping[Priority, int] | None = None,
+        max_waiting: int | Mapping[int, int] | Mapping[Priority, int] | None = None,
     ) -> None:
         self.capacity = capacity
         """How many slots there are. Read it; :meth:`set_capacity` changes it."""
