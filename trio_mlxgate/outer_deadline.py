@@ -51,7 +51,7 @@ class OuterDeadlines:
 
     def __init__(self, gate_name: str, policy: OuterDeadline) -> None:
         self._gate_name = gate_name
-        self._policy = check_outer_deadline(policy)
+        self._policy: OuterDeadline = check_outer_deadline(policy)
         self._reported: set[tuple[str, int]] = set()
         self._close_looks = 0
         self.due: float = 0

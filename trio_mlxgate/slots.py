@@ -81,7 +81,7 @@ class Slot(Ticket):
         self.hold_timeout = hold_timeout
         self.max_wait = max_wait
         self.supersede = supersede
-        self.outer_deadline = outer_deadline
+        self.outer_deadline: OuterDeadline | None = outer_deadline
         self.state = _NEW
         self.seq = 0
         self.place = None

@@ -12,7 +12,7 @@ async def ask_the_model(text: str) -> str:
     return f"suggestions for {text!r}"
 
 
-async def keystroke(text: str) -> None:
+async def keystroke(text: str) -> None:  # noqa: ASYNC910 - to be refused is a checkpoint, too
     try:
         async with gate.slot(Priority.FOREGROUND, supersede="search box"):
             print(await ask_the_model(text))
