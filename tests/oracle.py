@@ -127,7 +127,7 @@ class Oracle:
         return sum(counted) / len(counted) if counted else None
 
     def estimated_wait(self, ahead: list[Call], now: float) -> float | None:
-        """What one has before it, whom these go before."""
+        """What one has before it, that these go before."""
         if not self.capacity or not self.holds:
             return None
         seconds = 0.0

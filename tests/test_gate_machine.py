@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trio_mlxgate import Slot
     from trio_mlxgate.slots import AsyncSlot, SyncSlot
 
+STARVING = 300.0
 EXAMPLES = int(os.environ.get("MLXGATE_EXAMPLES", "1500"))
 
 
@@ -31,8 +32,9 @@ class OracleHook:
 
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
-        self.slots: list[Slot] = []
-        self.superseded: tuple[int, int] | None = None
+        self.slots: list[tuple[Slot, dict[str, Any]]] = []
+        self.superseded: tuple[Call, Call] | None = None
+        self.starving: set[int] = set()
         self.broken: list[str] = []
 
     def interest(self, *_: type[told.Details]) -> Callable[[], bool]:
@@ -51,15 +53,17 @@ class OracleHook:
         if not (isinstance(details, told.Granted) and details.queued):
             assert oracle.next_granted() is None, "somebody should have been granted a slot first"
         if self.superseded is not None:
-            assert isinstance(details, told.CallDetails)
-            assert details.seq == self.superseded[1], "the newer call follows the superseded one"
+            assert isinstance(details, told.Superseded), "who was superseded is told right after the newer call"
         match details:
             case told.CapacityChanged(before=before, capacity=capacity):
                 assert before == oracle.capacity
                 oracle.capacity = capacity
             case told.Superseded():
-                self.superseded = (details.seq, details.by)
-                assert details.waited == now - self.waiting(details).arrived
+                assert self.superseded is not None
+                older, newer = self.superseded
+                assert (details.seq, details.by) == (older.seq, newer.seq)
+                assert details.waited == now - older.arrived
+                self.superseded = None
             case told.Queued():
                 self.arrive(details, WAITING)
             case told.Rejected(reason="would_block"):
@@ -82,11 +86,18 @@ class OracleHook:
                 oracle.hold(call, now)
             case told.Cancelled(queued=True):
                 oracle.waiting.remove(self.waiting(details))
+            case told.Starving():
+                # To the second, whatever other alarms there are, and once.
+                assert math.isclose(details.waited, STARVING)
+                assert details.seq not in self.starving
+                self.starving.add(details.seq)
             case told.Released():
                 (call,) = (call for call in oracle.held if call.seq == details.seq)
                 assert details.held == now - call.granted
                 oracle.release(call, now)
-        if oracle.next_granted() is None and self.superseded is None:
+        late = [call.seq for call in oracle.waiting if call.seq not in self.starving and now > call.arrived + STARVING]
+        assert not late, f"{late} wait for too long, and nobody says so"
+        if oracle.next_granted() is None:
             # Those whose time is over are told one by one, when all of them are out of the queue.
             telling = isinstance(details, told.Rejected) and details.queued
             expired = sum(telling and call.arrived + call.max_wait <= now for call in oracle.waiting)
@@ -94,12 +105,12 @@ class OracleHook:
             assert seen == (oracle.capacity, len(oracle.held), len(oracle.waiting) - expired)
 
     def arrive(self, details: told.CallDetails, fate: str) -> None:
-        (slot,) = (slot for slot in self.slots if slot.seq == details.seq)
-        call = Call(details.seq, details.priority, slot.supersede, slot.max_wait)
+        # What was asked for, and not what the slot makes of it.
+        (asked,) = (asked for slot, asked in self.slots if slot.seq == details.seq)
+        call = Call(details.seq, details.priority, asked.get("supersede"), asked.get("max_wait", math.inf))
         happened, older = self.oracle.arrive(call, trio.current_time())
         assert happened == fate
-        assert (older and older.seq) == (self.superseded and self.superseded[0])
-        self.superseded = None
+        self.superseded = None if older is None else (older, call)
 
     def waiting(self, details: told.CallDetails) -> Call:
         (call,) = (call for call in self.oracle.waiting if call.seq == details.seq)
@@ -115,12 +126,12 @@ class WatchedGate(Gate):
 
     def slot(self, *args: Any, **kwargs: Any) -> AsyncSlot:
         slot = super().slot(*args, **kwargs)
-        self.oracle_hook.slots.append(slot)
+        self.oracle_hook.slots.append((slot, kwargs))
         return slot
 
     def slot_nowait(self, *args: Any, **kwargs: Any) -> SyncSlot:
         slot = super().slot_nowait(*args, **kwargs)
-        self.oracle_hook.slots.append(slot)
+        self.oracle_hook.slots.append((slot, kwargs))
         return slot
 
 
@@ -138,7 +149,7 @@ _single: st.SearchStrategy[Event] = st.one_of(
     st.just(Tick()),
     st.just(Tick()),
     st.just(Settle()),
-    st.builds(Sleep, st.sampled_from([0.25, 0.5, 1.0, 400.0])),
+    st.builds(Sleep, st.sampled_from([0.25, 0.5, 1.0, 200.0, 400.0])),
 )
 # A waiter that is cancelled just when it is granted a slot: too rare among single events to be left to them.
 _handovers: st.SearchStrategy[list[Event]] = st.builds(

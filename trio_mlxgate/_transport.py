@@ -199,7 +199,8 @@ class GateTransportBase(Generic[TransportT]):
     A request raises, beside what the inner transport does, exceptions that are the gate's own and of the
     client's family at once: ``QueueFull`` (a ``ConnectError``) and ``WaitTooLong`` (a ``PoolTimeout``), with nothing
     sent, and ``HoldTimeout`` (a ``ReadTimeout`` and :class:`trio.TooSlowError`); and :class:`trio_mlxgate.Superseded`,
-    which is of no client's family, so that no SDK sends such a request again. RuntimeError: the task would wait
+    which is of no client's family, so that an SDK that tries again what its client raises does not try this again.
+    RuntimeError: the task would wait
     for itself, since it has a response open under its own slot, or its open responses hold all slots. TypeError,
     ValueError: the extension is not as described. A malformed header is ignored.
     """
@@ -214,7 +215,8 @@ class GateTransportBase(Generic[TransportT]):
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = CLOSE_TIMEOUT,
     ) -> None:
-        if gate is not None and not callable(getattr(gate, "acquire_detached", None)):
+        given: object = gate  # callers without a type checker may give anything, as the class
+        if isinstance(given, type) or (given is not None and not callable(getattr(given, "acquire_detached", None))):
             raise TypeError(
                 f"GateTransport's first argument is a Gate, or None for the gate of the run, not {gate!r}; "
                 "the inner transport comes second: GateTransport(gate, transport)"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import outcome
@@ -11,7 +13,7 @@ from trio.lowlevel import current_task, current_trio_token, enable_ki_protection
 
 from trio_mlxgate.core.admission import Admission
 from trio_mlxgate.core.checks import check_capacity, check_seconds
-from trio_mlxgate.core.ticket import SUPERSEDED, TicketState
+from trio_mlxgate.core.ticket import QUEUE_FULL, SUPERSEDED, TicketState
 from trio_mlxgate.detached_slots import DetachedSlot
 from trio_mlxgate.instrumentation import details
 from trio_mlxgate.instrumentation.listeners import Listeners
@@ -24,7 +26,7 @@ from trio_mlxgate.refusals import refusal
 from trio_mlxgate.slots import AsyncSlot, Slot, SyncSlot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping
+    from collections.abc import Callable, Hashable
 
     from trio.lowlevel import Task, TrioToken
 
@@ -90,15 +92,24 @@ class Gate:
         hooks: Iterable[Hook] = DEFAULT_HOOKS,
     ) -> None:
         self.name = name
+        self._starvation_warning = check_seconds("starvation_warning", starvation_warning)
         self._admission: Admission[Slot] = Admission(
             check_capacity(capacity),
-            starvation_warning=check_seconds("starvation_warning", starvation_warning),
+            starvation_warning=self._starvation_warning,
             aging=aging,
             reserved=reserved,
             max_waiting=max_waiting,
         )
+        self._max_waiting: int | Mapping[Any, int] | None = max_waiting
+        if isinstance(max_waiting, Mapping):
+            self._max_waiting = dict(max_waiting)
         self._outer_deadlines = OuterDeadlines(name, outer_deadline)
-        self._listen(tuple(hooks))
+        self._listeners = Listeners(name)
+        if not isinstance(hooks, Iterable):
+            raise TypeError(f"hooks must be a list of hooks, such as [LoggingHook()], not {hooks!r}")
+        for hook in hooks:
+            self._listeners.add(hook)
+        self._listen()
         self._token: TrioToken | None = None
         self._clock: Callable[[], float] = _no_clock
         self._start_empty()
@@ -109,6 +120,8 @@ class Gate:
         # Detached slots and loans that only the task noted in them can give back.
         self._tied: set[DetachedSlot | Loan] = set()
         self._watch_scope: trio.CancelScope | None = None
+        # Its deadline; inf while there is none.
+        self._watch_until = math.inf
         self._board = ProgressBoard(self)
         self._outer_deadlines.look_more_closely()
 
@@ -221,9 +234,13 @@ class Gate:
         item is an :class:`Outlook`; the loop ends when the call waits no more. One walk through the queue serves all
         who watch, at most once in a scheduler pass; while nobody watches there is none.
 
+        A slot that is never asked for is waited for until the watcher is cancelled: a task must not follow its own.
+
         Raises:
-          ValueError: ``slot`` is not one of this gate's.
+          TypeError, ValueError: ``slot`` is no slot, or not one of this gate's.
         """
+        if not isinstance(slot, Slot):
+            raise TypeError(f"progress() follows what slot() returned, not {slot!r}")
         if slot.gate is not self:
             raise ValueError(f"{slot!r} is not a slot of gate {self.name!r}")
         return Progress(slot)
@@ -252,6 +269,21 @@ class Gate:
             self._tell_of_gate(details.CapacityChanged, before=before)
         self._tell_granted(granted)
 
+    @property
+    def aging(self) -> float | None:
+        """As the gate was made; it can't be changed."""
+        return self._admission.aging
+
+    @property
+    def reserved(self) -> Mapping[int, int]:
+        """As the gate was made; it can't be changed."""
+        return MappingProxyType(self._admission.reserved)
+
+    @property
+    def max_waiting(self) -> int | Mapping[int, int] | None:
+        """As the gate was made; it can't be changed."""
+        return self._max_waiting
+
     @enable_ki_protection
     def statistics(self) -> GateStatistics:
         """A snapshot, exact in every scheduler step; never waits. To be asked in the gate's run, or outside any."""
@@ -275,7 +307,7 @@ class Gate:
         if self._token is not None:
             # What the ended run left behind is gone with it; its slots still point to the old state.
             self._admission = self._admission.anew()
-            self._listeners.drop(self._board)
+            self._board.detach()
             self._start_empty()
         self._token = token
         self._clock = trio.lowlevel.current_clock().current_time
@@ -324,10 +356,12 @@ class Gate:
         self._tell(details.Cancelled, ticket)
         self._tell_granted(granted)
 
-    def _superseded(self, older: Slot, newer: Slot) -> None:
-        """``older`` is out of the queue, for ``newer``: its task gets the error."""
+    def _oust(self, older: Slot) -> None:
+        """A call was superseded, and is out of the queue: its task gets the error."""
         if older.waiter is not None:
             reschedule(older.waiter, outcome.Error(self._refusal(older)))
+
+    def _superseded(self, older: Slot, newer: Slot) -> None:
         self._tell(details.Superseded, older, by=newer.seq)
 
     def _refused(self, ticket: Slot) -> None:
@@ -339,16 +373,19 @@ class Gate:
         ``known`` keeps the answers for each priority, for when many are refused at once.
         """
         if ticket.refusal == SUPERSEDED:
-            return refusal(self.name, ticket, waited=0.0, waiting=0, retry_after=None)
+            return refusal(self.name, ticket, waited=0.0, full=None, retry_after=None)
         expected: dict[int, float | None] = {} if known is None else known
         admission, now, priority = self._admission, self._clock(), ticket.priority
         if priority not in expected:
             expected[priority] = admission.expected_wait(priority, now)
-        waited, waiting = now - ticket.arrived_at, admission.tasks_waiting
-        return refusal(self.name, ticket, waited=waited, waiting=waiting, retry_after=expected[priority])
+        waited = now - ticket.arrived_at
+        full = admission.fullness(priority) if ticket.refusal == QUEUE_FULL else None
+        return refusal(self.name, ticket, waited=waited, full=full, retry_after=expected[priority])
 
     def _waits_for_itself(self, slot: Slot, task: Task) -> bool:
         """Whether ``slot`` can't be had as long as ``task`` holds what is tied to it: it would wait for itself."""
+        if not slot.max_wait:
+            return False  # it doesn't wait at all
         mine = [tied.slot if isinstance(tied, Loan) else tied for tied in self._tied if tied.holder is task]
         return bool(mine) and self._admission.blocked_by(mine, slot.priority)
 
@@ -364,8 +401,9 @@ class Gate:
                 scope = trio.CancelScope(deadline=alarm)
                 trio.lowlevel.spawn_system_task(self._keep_watch, scope, name=f"watch of gate {self.name!r}")
                 self._watch_scope = scope
-        elif alarm < self._watch_scope.deadline:
-            self._watch_scope.deadline = alarm
+                self._watch_until = alarm
+        elif alarm < self._watch_until:
+            self._watch_scope.deadline = self._watch_until = alarm
 
     async def _keep_watch(self, scope: trio.CancelScope) -> None:
         admission = self._admission
@@ -378,9 +416,11 @@ class Gate:
                 if alarm == math.inf:
                     return
                 scope = self._watch_scope = trio.CancelScope(deadline=alarm)
+                self._watch_until = alarm
         finally:
             if admission is self._admission:
                 self._watch_scope = None
+                self._watch_until = math.inf
 
     def _act_on(self, passed: Passed[Slot]) -> None:
         # One look at the queue for each priority, however many expire at once.
@@ -399,8 +439,9 @@ class Gate:
 
     # ---- hooks ----
 
-    def _listen(self, hooks: tuple[Hook, ...]) -> None:
-        self._listeners = listeners = Listeners(self.name, hooks)
+    def _listen(self) -> None:
+        """Note who listens; to be called when that has changed."""
+        listeners = self._listeners
         # The events of every call have a short way to hear that nobody listens.
         self._queued_wanted = listeners.wanted(details.Queued)
         self._granted_wanted = listeners.wanted(details.Granted)
@@ -409,10 +450,12 @@ class Gate:
 
     def _tell(self, kind: type[CallDetails], ticket: Slot, **more: Any) -> None:
         """Tell the hooks what has happened to a call."""
-        self._listeners.tell(kind, lambda: self._describe(kind, ticket, more))
+        if self._listeners.tell(kind, lambda: self._describe(kind, ticket, more)):
+            self._listen()
 
     def _tell_of_gate(self, kind: type[details.Details], **more: Any) -> None:
-        self._listeners.tell(kind, lambda: kind(**self._shape(), **more))
+        if self._listeners.tell(kind, lambda: kind(**self._shape(), **more)):
+            self._listen()
 
     def _describe(self, kind: type[CallDetails], ticket: Slot, more: dict[str, Any]) -> CallDetails:
         now = self._clock()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate.core.ticket import SupersedeKey
 from trio_mlxgate.outer_deadline import OuterDeadline, check_outer_deadline
 from trio_mlxgate.priority import DEFAULT_PRIORITY, check_priority
 
@@ -45,7 +46,7 @@ class RequestOptions:
         if self.hold_timeout is not None:
             check_seconds("hold_timeout", self.hold_timeout)
         if self.supersede is not None:
-            hash(self.supersede)
+            SupersedeKey(self.supersede)
         if self.outer_deadline is not None:
             check_outer_deadline(self.outer_deadline)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
 import warnings
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import trio
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 OuterDeadline: TypeAlias = Literal["warn", "raise", "allow"]
 """What a gate does about a finite deadline around the wait: an :class:`OuterDeadlineWarning`, an error, or nothing."""
@@ -86,7 +90,8 @@ class OuterDeadlines:
             f"a deadline of the caller, which ends in {deadline - trio.current_time():.3g} s, runs while this call "
             f"waits for its slot of gate {self._gate_name!r}: waiting uses up the time that is meant for the work. Put "
             "the time limit inside: hold_timeout=SECONDS counts from the grant of the slot, max_wait=SECONDS limits "
-            "the queue alone. If one deadline for both is what you mean, say outer_deadline='allow'"
+            "the queue alone (around a client: 'with use_options(...):'). If one deadline for both is what you mean, "
+            "say outer_deadline='allow'"
         )
         if policy == "raise":
             raise RuntimeError(f"{file}:{line}: {message}")
@@ -99,7 +104,7 @@ class OuterDeadlines:
 def _call_site() -> tuple[str, int]:
     """File and line of the code that asked the gate: the innermost that is neither ours nor a mere messenger's."""
     frame = sys._getframe(1)
-    nearest = None
+    nearest: FrameType | None = None
     while frame.f_back is not None:
         frame = frame.f_back
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
@@ -112,5 +117,18 @@ def _call_site() -> tuple[str, int]:
             nearest = frame
         if package not in _MESSENGERS:
             break
-    found = nearest or frame
+    # A task that is nothing but a call of ours has no line of its own: it is told by where its parent stands.
+    found = nearest or _innermost_frame(trio.lowlevel.current_task().parent_nursery) or frame
     return found.f_code.co_filename, found.f_lineno
+
+
+def _innermost_frame(nursery: trio.Nursery | None) -> FrameType | None:
+    """The innermost frame of the task of this nursery that is neither ours nor trio's."""
+    awaited: Any = None if nursery is None else nursery.parent_task.coro
+    found = None
+    while inspect.iscoroutine(awaited) and awaited.cr_frame is not None:
+        package = str(awaited.cr_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package != "trio" and not awaited.cr_frame.f_code.co_filename.startswith(_OWN_FILES):
+            found = awaited.cr_frame
+        awaited = awaited.cr_await
+    return found

@@ -111,8 +111,15 @@ class ProgressBoard:
         self._watching[progress] = None
         if not self._attached:
             self._attached = True
-            self._gate._listen((*self._gate._listeners.hooks, self))
+            self._gate._listeners.add(self)
+            self._gate._listen()
         self.changed()
+
+    def detach(self) -> None:
+        """Hear of no more events."""
+        self._attached = False
+        self._gate._listeners.drop(self)
+        self._gate._listen()
 
     def leave(self, progress: Progress) -> None:
         del self._watching[progress]
@@ -132,9 +139,7 @@ class ProgressBoard:
             self._will_look = True
         elif self._attached:
             # The last watcher left some time ago: now the gate goes on without us.
-            self._attached = False
-            self._gate._listeners.drop(self)
-            self._gate._listen(self._gate._listeners.hooks)
+            self.detach()
 
     async def _look(self) -> None:  # noqa: ASYNC910 - a system task, which is a coroutine by trio's wish alone
         """Tell all who have something new to see. Never a checkpoint."""

@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING
 
 from trio_mlxgate.core.ticket import QUEUE_FULL, SUPERSEDED
 from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
+from trio_mlxgate.priority import MAX_PRIORITY
 
 if TYPE_CHECKING:
     from trio_mlxgate.core.ticket import Ticket
 
 
-def refusal(gate: str, ticket: Ticket, *, waited: float, waiting: int, retry_after: float | None) -> GateRefused:
+def refusal(
+    gate: str, ticket: Ticket, *, waited: float, full: tuple[int, int, int] | None, retry_after: float | None
+) -> GateRefused:
     """The error for a rejected call, which says what to do.
 
     Args:
       gate: the name of the gate.
       ticket: the call.
       waited: for how many seconds it waited.
-      waiting: how many wait now.
+      full: of a full queue the limit: from which priority on it counts, how many wait, how many may.
       retry_after: in how many seconds another attempt has a chance; None: not known.
     """
     if ticket.refusal == SUPERSEDED:
@@ -27,9 +30,12 @@ def refusal(gate: str, ticket: Ticket, *, waited: float, waiting: int, retry_aft
         )
     again = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
     if ticket.refusal == QUEUE_FULL:
-        who = f"a call of priority {ticket.priority}"
-        message = f"the queue of gate {gate!r} is full for {who} (max_waiting): {waiting} wait{again}"
-        return QueueFull(message, retry_after=retry_after)
+        message = f"the queue of gate {gate!r} is full for a call of priority {ticket.priority}"
+        if full is not None:
+            key, waiting, limit = full
+            whom = "" if key == -MAX_PRIORITY else f" of priority {key} or worse"
+            message += f": {waiting}{whom} wait, and max_waiting allows {limit}"
+        return QueueFull(message + again, retry_after=retry_after)
     if ticket.max_wait:
         message = f"no slot of gate {gate!r} within max_wait: waited {waited:.3g} s{again}"
     else:

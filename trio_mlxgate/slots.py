@@ -19,7 +19,7 @@ from trio.lowlevel import (
 )
 
 from trio_mlxgate.core.checks import check_seconds
-from trio_mlxgate.core.ticket import Ticket, TicketState
+from trio_mlxgate.core.ticket import SupersedeKey, Ticket, TicketState
 from trio_mlxgate.errors import Superseded
 from trio_mlxgate.instrumentation import Cancelled, Granted, Queued, Released
 from trio_mlxgate.loan import Loan
@@ -69,8 +69,6 @@ class Slot(Ticket):
             check_seconds("hold_timeout", hold_timeout)
         if max_wait is not inf:
             check_seconds("max_wait", max_wait)
-        if supersede is not None:
-            hash(supersede)  # or TypeError, here and not in the queue
         if outer_deadline is not None:
             check_outer_deadline(outer_deadline)
         self.gate = gate
@@ -80,7 +78,7 @@ class Slot(Ticket):
         """The priority that was asked for."""
         self.hold_timeout = hold_timeout
         self.max_wait = max_wait
-        self.supersede = supersede
+        self.supersede = None if supersede is None else SupersedeKey(supersede)
         self.outer_deadline: OuterDeadline | None = outer_deadline
         self.state = _NEW
         self.seq = 0
@@ -122,12 +120,16 @@ class Slot(Ticket):
         self._admission.set_deadline(self, deadline)
         if self._scope is not None:
             self._scope.deadline = deadline
-        else:
+        if self._loan is not None:
+            self._admission.lend(self, self._loan.deadline)
+        if self.detached:
             self.gate._watch()
 
     @property
     def position(self) -> int | None:
-        """Where the call stands in the order in which waiters would be let in, 1 being the next; None: it doesn't wait.
+        """Where the call stands in the order of ranks, from 1 on; None: it doesn't wait.
+
+        1 is the next to be let in, unless ``reserved`` holds it back and one behind it passes it over.
 
         It looks through the waiters that go first: to follow many, use :meth:`Gate.progress`.
         """
@@ -204,7 +206,11 @@ class Slot(Ticket):
         deadlines = gate._outer_deadlines
         deadlines.due -= 1
         if deadlines.due <= 0 or self.outer_deadline is not None:
-            deadlines.look(self.outer_deadline)
+            try:
+                deadlines.look(self.outer_deadline)
+            except BaseException:
+                self._be_mistaken()
+                raise
         self.state = _ASKING
         self._admission = admission = gate._admission
         try:
@@ -224,41 +230,52 @@ class Slot(Ticket):
             gate._tell(Cancelled, self)
             raise
         if gate._tied and not admission.admits(self.priority) and gate._waits_for_itself(self, task):
-            self.state = TicketState.REJECTED
-            gate._board.changed()
+            self._be_mistaken()
             raise RuntimeError(
                 f"all slots of gate {gate.name!r} are held by open responses of this task, which would wait "
                 "for itself: read them to their end or close them first, or read them in a task of their own"
             )
         # Here and below: a function that an attribute holds is called faster by way of a local name.
         clock = gate._clock
-        older = admission.request(self, clock())
+        try:
+            older = admission.request(self, clock())
+        except BaseException:  # a supersede key that can't be compared
+            self._be_mistaken()
+            raise
+        if older is not None:
+            gate._oust(older)
         if self.state is _GRANTED:
-            if older is not None:
-                gate._superseded(older, self)
             wanted = gate._granted_wanted
-            if wanted():
-                gate._tell(Granted, self)
+            try:
+                if wanted():
+                    gate._tell(Granted, self)
+                if older is not None:
+                    gate._superseded(older, self)
+            except BaseException:  # not an Exception of a hook, but SystemExit and its kind
+                gate._wake(admission.release(self, clock()))
+                raise
         else:
             if self.state is not _WAITING:
                 await self._be_refused()
             try:
-                if gate._watch_scope is None or self.max_wait < inf:
+                if self.max_wait < inf or gate._watch_until > self.arrived_at + gate._starvation_warning:
                     gate._watch()
-            except BaseException:
+                wanted = gate._queued_wanted
+                if wanted():
+                    gate._tell(Queued, self)
                 if older is not None:
                     gate._superseded(older, self)
-                gate._cancelled(self, admission.cancel(self, gate._clock()))
+            except BaseException:
+                if self.state is _WAITING:
+                    gate._cancelled(self, admission.cancel(self, gate._clock()))
+                elif self.state is _GRANTED:  # type: ignore[unreachable] # mypy takes the state for settled
+                    gate._wake(admission.release(self, gate._clock()))
                 raise
-            if older is not None:
-                gate._superseded(older, self)
-            wanted = gate._queued_wanted
-            if wanted():
-                gate._tell(Queued, self)
             if self.state is _WAITING:
                 self.waiter = task
                 # The giver records the grant, so once this returns there is nothing left that could fail.
                 await wait_task_rescheduled(self._abort)
+                self.waiter = None
             elif self.state is _GRANTED:  # type: ignore[unreachable] # mypy takes the state for settled
                 # A hook that was told of the wait has raised the capacity: the slot is here before the task slept.
                 await cancel_shielded_checkpoint()
@@ -281,6 +298,12 @@ class Slot(Ticket):
         gate._outer_deadlines.look_more_closely()
         gate._cancelled(self, self._admission.cancel(self, gate._clock()))
         return Abort.SUCCEEDED
+
+    def _be_mistaken(self) -> None:
+        """This call is a mistake of the program: it counts in no fate, and who follows it must not go on."""
+        self.state = TicketState.REJECTED
+        self.refusal = "mistake"
+        self.gate._board.changed()
 
     async def _be_refused(self) -> NoReturn:
         """The core has refused this call: raise what says so. Always a checkpoint."""
@@ -384,7 +407,7 @@ class SyncSlot(Slot):
         self._admission = gate._admission
         entered, older = self._admission.request_nowait(self, gate._clock())
         if older is not None:
-            gate._superseded(older, self)
+            gate._oust(older)
         if not entered:
             gate._refused(self)
             raise trio.WouldBlock
@@ -393,7 +416,13 @@ class SyncSlot(Slot):
         if self.hold_deadline < inf:
             self._scope = trio.CancelScope(deadline=self.hold_deadline)
             self._scope.__enter__()
-        gate._tell(Granted, self)
+        try:
+            gate._tell(Granted, self)
+            if older is not None:
+                gate._superseded(older, self)
+        except BaseException:  # as in _acquire
+            self._leave(None, None, None)
+            raise
         return self
 
     @enable_ki_protection

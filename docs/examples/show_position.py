@@ -2,7 +2,7 @@
 
 import trio
 
-from trio_mlxgate import Gate, Priority, Slot
+from trio_mlxgate import Gate, GateRefused, Priority, Slot
 
 gate = Gate(1, name="macmini")
 
@@ -18,12 +18,15 @@ async def show(slot: Slot) -> None:
         print(f"number {outlook.position} in the queue", "" if seconds is None else f"for some {seconds:.1f} s more")
 
 
-async def chat(question: str) -> None:
+async def chat(question: str) -> None:  # noqa: ASYNC910 - to be refused is a checkpoint, too
     slot = gate.slot(Priority.FOREGROUND, hold_timeout=30)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(show, slot)
-        async with slot:
-            print(await ask_the_model(question))
+        try:
+            async with slot:
+                print(await ask_the_model(question))
+        except GateRefused as refused:  # here, since outside of the nursery it would come in a group
+            print(f"{question}: {refused}")
 
 
 async def main() -> None:

@@ -103,6 +103,31 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert ticket.refusal == fate
             self.fates["rejected"] += 1
 
+    @rule(capacity=st.integers(1, 3), priorities=st.lists(st.sampled_from([0, 100, 100, 7]), max_size=6))
+    def fill(self, capacity: int, priorities: list[int]) -> None:
+        # Some hold and some wait: from here on the options have something to decide.
+        self.set_capacity(capacity)
+        for priority in priorities:
+            self.arrive(priority, math.inf, math.inf, False, None)
+
+    @rule(
+        older=PRIORITIES, newer=PRIORITIES, pause=st.sampled_from([0.0, 1.0]), max_wait=st.sampled_from([math.inf, 5.0])
+    )
+    def two_with_one_key(self, older: int, newer: int, pause: float, max_wait: float) -> None:
+        self.arrive(older, max_wait, math.inf, False, "k")
+        self.pass_time(pause)
+        self.arrive(newer, math.inf, math.inf, False, "k")
+
+    @precondition(lambda self: self.oracle.reserved)
+    @rule(holder=st.sampled_from([50, 100]), older=st.sampled_from([50, 100]), newer=st.sampled_from([-1, 0]))
+    def one_held_back_is_superseded_by_one_that_is_not(self, holder: int, older: int, newer: int) -> None:
+        while self.oracle.held:
+            self.release(0)
+        self.set_capacity(2)
+        self.arrive(holder, math.inf, math.inf, False, None)
+        self.arrive(older, math.inf, math.inf, False, "held back")
+        self.arrive(newer, math.inf, math.inf, False, "held back")
+
     @rule(crowd=st.lists(st.tuples(st.sampled_from([0, 100, 7]), st.sampled_from([0.0, 0.1, 1.0])), max_size=6))
     def a_crowd_arrives(self, crowd: list[tuple[int, float]]) -> None:
         # Ranks that lie between each other, as single arrivals rarely have them.
@@ -217,6 +242,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         for priority in (0, 50, 100):
             rank = (priority if self.oracle.aging is None else self.now + self.oracle.aging * priority / 100, math.inf)
             expected = self.oracle.estimated_wait([call for call in order if call.rank < rank], self.now)
+            if expected is not None:
+                expected = max(expected, (self.oracle.mean_hold(priority) or 0.0) / 10) or None
             assert self.core.expected_wait(priority, self.now) == (
                 None if expected is None else pytest.approx(expected)
             )
@@ -241,7 +268,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             alone.held = list(mine)
             for priority in (0, 8, 100):
                 blocked = self.core.blocked_by([self.ticket_of(call) for call in mine], priority)
-                assert blocked == (not alone.eligible(priority))
+                assert blocked == (alone.capacity > 0 and not alone.eligible(priority))
 
     @invariant()
     def statistics_are_exact(self) -> None:

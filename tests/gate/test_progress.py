@@ -76,7 +76,7 @@ async def test_nobody_watching_costs_nothing(autojump_clock: MockClock) -> None:
         assert seen == [Outlook(1, None), None]
         # The first event without a watcher sends the board away.
         end.set()
-    assert gate._board not in gate._listeners.hooks
+    assert gate._board not in gate._listeners
     assert not gate._granted_wanted()
 
 
@@ -185,12 +185,12 @@ def test_a_board_does_not_outlive_its_run() -> None:
             slot = gate.slot(BACKGROUND)
             nursery.start_soon(follow, gate, slot, seen)
             await wait_all_tasks_blocked()
-            assert gate._board in gate._listeners.hooks
+            assert gate._board in gate._listeners
             nursery.cancel_scope.cancel()
 
     for _ in range(3):
         trio.run(main)
-        assert len(gate._listeners.hooks) <= 2
+        assert len(gate._listeners._listeners) <= 2
     assert not seen
 
 

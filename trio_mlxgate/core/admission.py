@@ -26,12 +26,13 @@ from trio_mlxgate.core.ticket import (
     WAIT_TOO_LONG,
     WAITING,
     WOULD_BLOCK,
+    SupersedeKey,
     Ticket,
     TicketState,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from trio_mlxgate.priority import Priority
 
@@ -106,11 +107,11 @@ class Admission(Generic[T]):
         self.in_flight = 0
         """How many slots are granted and not given back. To be read only."""
         self._starvation_warning = starvation_warning
-        self._aging = check_aging(aging)
-        self._reserved = check_reserved(reserved)
+        self.aging = check_aging(aging)
+        self.reserved = check_reserved(reserved)
         self._max_waiting = check_max_waiting(max_waiting)
-        self._headroom = Headroom(self._reserved) if self._reserved else None
-        self._line: _Line[T] = PriorityLine() if self._aging is None else AgingLine(list(self._reserved))
+        self._headroom = Headroom(self.reserved) if self.reserved else None
+        self._line: _Line[T] = PriorityLine() if self.aging is None else AgingLine(list(self.reserved))
         self._seq = 0
         self._admitted = 0
         self._cancelled = 0
@@ -120,7 +121,7 @@ class Admission(Generic[T]):
         self._holds = Holds()
         self._latest_holds = self._holds.classes
         # The waiter of each supersede key.
-        self._keys: dict[Hashable, T] = {}
+        self._keys: dict[SupersedeKey, T] = {}
         # All waiters in the order of their arrival; those that were reported as starving came first and stand apart.
         self._unreported: OrderedDict[T, None] = OrderedDict()
         self._starving: OrderedDict[T, None] = OrderedDict()
@@ -132,8 +133,8 @@ class Admission(Generic[T]):
         return Admission(
             self.capacity,
             starvation_warning=self._starvation_warning,
-            aging=self._aging,
-            reserved=self._reserved,
+            aging=self.aging,
+            reserved=self.reserved,
             max_waiting=self._max_waiting,
         )
 
@@ -152,9 +153,12 @@ class Admission(Generic[T]):
         return priority <= self._headroom.worst_eligible(self.capacity)
 
     def blocked_by(self, tickets: Collection[T], priority: int) -> bool:
-        """Whether a call of this priority could not be let in as long as these slots are held, if all others ended."""
+        """Whether a call of this priority could not be let in as long as these slots are held, if all others ended.
+
+        At capacity 0 nobody is let in, whoever holds what, until it is raised, to who knows what: nobody is blocked.
+        """
         if len(tickets) >= self.capacity:
-            return True
+            return self.capacity > 0
         held = [ticket.priority for ticket in tickets]
         return self._headroom is not None and self._headroom.closed_by(held, priority, self.capacity)
 
@@ -166,10 +170,10 @@ class Admission(Generic[T]):
         It is rejected if it must wait, and its ``max_wait`` leaves no time for that or the queue is full. Returns
         the waiter that it superseded, which is out of the queue, or None.
         """
-        self._seq = ticket.seq = self._seq + 1
-        ticket.arrived_at = now
         if self.in_flight < self.capacity and not self._line.length and self._headroom is None:
             # The grant. It stands here and in _grant, since calls of functions cost the most.
+            self._seq = ticket.seq = self._seq + 1
+            ticket.arrived_at = now
             self.in_flight += 1
             self._admitted += 1
             ticket.held_at = len(self._held)
@@ -181,7 +185,10 @@ class Admission(Generic[T]):
                 self.set_deadline(ticket, now + ticket.hold_timeout)
             return None
         key = ticket.supersede
+        # First of all, since a key of the caller's may fail to be compared.
         older = None if key is None else self._keys.get(key)
+        self._seq = ticket.seq = self._seq + 1
+        ticket.arrived_at = now
         if self._headroom is not None and self.admits(ticket.priority):
             if older is not None:
                 self._leave(older)
@@ -203,7 +210,7 @@ class Admission(Generic[T]):
             if older is not None:
                 self._leave(older)
                 self._reject(older, SUPERSEDED)
-            aging = self._aging
+            aging = self.aging
             ticket.place = ticket.seq if aging is None else aged_place(aging, ticket.seq, now, ticket.priority)
             self._line.add(ticket.place, ticket, ticket.priority)
         ticket.state = WAITING
@@ -277,6 +284,8 @@ class Admission(Generic[T]):
     def lend(self, ticket: T, deadline: float) -> None:
         """A held slot serves something that may outlive its holder: from here on it is reported when overdue."""
         ticket.detached = True
+        if ticket in self._alarms:
+            self._alarms.remove(ticket)
         if deadline < math.inf:
             self._alarms.push(ticket, deadline + OVERDUE_GRACE)
 
@@ -340,12 +349,26 @@ class Admission(Generic[T]):
             ahead[ticket.priority] = ahead.get(ticket.priority, 0) + 1
         return found
 
+    def fullness(self, priority: int) -> tuple[int, int, int] | None:
+        """Of the limit that keeps a call of this priority out: its key, how many it counts, and how many it allows."""
+        sizes = self._line.sizes()
+        for key, limit in sorted(self._max_waiting.items()):
+            waiting = sum(size for other, size in sizes.items() if other >= key)
+            if key <= priority and waiting >= limit:
+                return key, waiting, limit
+        return None
+
     def expected_wait(self, priority: int, now: float) -> float | None:
-        """How many seconds a call of this priority would wait that came now; None as in :class:`Outlook`."""
-        aging = self._aging
+        """How many seconds a call of this priority would wait that came now; None as in :class:`Outlook`.
+
+        Not less than a tenth of a mean hold: a holder that takes longer than the mean has not ended yet, and who asks
+        again at once finds it there.
+        """
+        aging = self.aging
         last = self._seq + 1 if aging is None else aged_place(aging, self._seq + 1, now, priority)
         ahead = self._line.ahead_of(last, priority)
-        return self._forecast(now).wait(ahead)
+        wait = self._forecast(now).wait(ahead)
+        return None if wait is None else max(wait, (self._holds.mean(priority) or 0.0) / 10) or None
 
     def statistics(self, now: float) -> GateStatistics:
         """A snapshot. O(c), c being the number of priorities in use."""

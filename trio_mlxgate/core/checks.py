@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from trio_mlxgate.priority import MAX_PRIORITY, check_priority
 
 _LONGEST: Final = 1e300
+_COUNTS: Final = MappingProxyType({"max_waiting": "an int >= 0, a mapping of priorities to such, or None for no limit"})
 
 
 def check_capacity(capacity: object, source: str = "capacity") -> int:
@@ -49,10 +51,12 @@ def check_aging(aging: object) -> float | None:
     """
     if aging is None:
         return None
-    seconds = check_seconds("aging", aging)
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"aging must be a finite number of seconds > 0 (None: strict priority), not {aging!r}")
-    return seconds
+    told = f"aging must be a finite number of seconds > 0 (None: strict priority), not {aging!r}"
+    if isinstance(aging, bool) or not isinstance(aging, int | float):
+        raise TypeError(told)
+    if not 0 < aging <= _LONGEST:
+        raise ValueError(told)
+    return aging
 
 
 def check_reserved(reserved: object) -> dict[int, int]:
@@ -94,7 +98,7 @@ def _check_counts(name: str, counts: Mapping[object, object]) -> dict[int, int]:
 
 def _check_count(name: str, count: object) -> int:
     if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{name} must be an int >= 0, not {count!r}")
+        raise TypeError(f"{name} must be {_COUNTS.get(name, 'an int >= 0')}, not {count!r}")
     if count < 0:
         raise ValueError(f"{name} must be >= 0, not {count}")
     return count

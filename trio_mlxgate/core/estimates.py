@@ -24,7 +24,7 @@ class Outlook:
     """Where a waiter stands, and what is to be expected."""
 
     position: int
-    """Its place in the order in which waiters would be let in, 1 being the next."""
+    """Its place in the order of ranks, 1 being the best; with ``reserved`` one that is held back may be passed over."""
 
     estimated_wait: float | None
     """In how many seconds from now it is expected to be let in; None at capacity 0 or while nothing is measured."""

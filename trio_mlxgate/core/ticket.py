@@ -33,6 +33,34 @@ WOULD_BLOCK: Final = "would_block"
 SUPERSEDED: Final = "superseded"
 
 
+class SupersedeKey:
+    """A caller's ``supersede`` key, safe to be kept: its hash is asked for once, and it is always equal to itself.
+
+    Raises:
+      TypeError: the key can't be hashed.
+    """
+
+    __slots__ = ("_hash", "key")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        try:
+            self._hash = hash(key)
+        except TypeError as error:
+            raise TypeError(f"supersede must be hashable, such as a string or a tuple of them: {error}") from None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, SupersedeKey) and self._hash == other._hash and bool(self.key == other.key)
+        )
+
+    def __repr__(self) -> str:
+        return repr(self.key)
+
+
 class Ticket:
     """One call to a gate. Its maker says what is asked for; from its arrival on :class:`Admission` alone changes it.
 
@@ -76,7 +104,7 @@ class Ticket:
         self.priority = priority
         self.hold_timeout = hold_timeout
         self.max_wait = max_wait
-        self.supersede = supersede
+        self.supersede = None if supersede is None else SupersedeKey(supersede)
         self.state = TicketState.NEW
         self.seq = 0
         self.place = None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Details:
-    """What each kind of details has: the gate, as it is after the step that is told."""
+    """What each kind of details has: the gate, as it was after the step that is told."""
 
     gate: str
     """The name of the gate."""
@@ -80,7 +80,7 @@ class Superseded(CallDetails):
     """A waiter was refused because a newer call came with the same ``supersede`` key."""
 
     by: int
-    """The ``seq`` of that newer call, whose own details follow."""
+    """The ``seq`` of that newer call, which was queued or granted just before."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,7 +95,7 @@ class Overdue(CallDetails):
 
 @attrs.frozen(kw_only=True)
 class CapacityChanged(Details):
-    """The capacity was set to another value; the calls that this let in follow."""
+    """The capacity was set to another value; the calls that this let in, already counted here, follow."""
 
     before: int
     """The capacity until now."""
@@ -111,8 +111,9 @@ KINDS: Final[tuple[type[Details], ...]] = (
 class Hook(Protocol):
     """Who wants to be told. Called synchronously in the step that it tells of, so it must be quick and must not wait.
 
-    A hook that raises an :class:`Exception` is reported once through ``logging`` and not called again; the
-    gate goes on.
+    It may use the gate (change the capacity, say): what comes of that is told afterwards, to all hooks in the same
+    order. A hook that raises an :class:`Exception` is reported once through ``logging`` and not called again; the gate
+    goes on. Anything else that it raises (SystemExit) comes out wherever the gate was at work.
     """
 
     def interest(self, *kinds: type[Details]) -> Callable[[], bool]:

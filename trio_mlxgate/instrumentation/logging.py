@@ -42,7 +42,7 @@ _LINES: Final[dict[type[Details], _Line]] = {
     Queued: _Line(level=logging.DEBUG, event="enqueue", queue_length=True),
     Granted: _Line(level=logging.INFO, event="dispatch", wait_ms=True, queue_length=True),
     Released: _Line(level=logging.DEBUG, event="release", duration_ms=True),
-    Cancelled: _Line(level=logging.DEBUG, event="cancel", wait_ms=True, queue_length=True),
+    Cancelled: _Line(level=logging.INFO, event="cancel", wait_ms=True, queue_length=True),
     Rejected: _Line(level=logging.INFO, event="reject", wait_ms=True, queue_length=True, more=("reason",)),
     Superseded: _Line(level=logging.INFO, event="supersede", wait_ms=True, queue_length=True, more=("by",)),
     Starving: _Line(level=logging.WARNING, event="starving", wait_ms=True, queue_length=True),
@@ -58,11 +58,12 @@ class LoggingHook:
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
-        self._logger = logger if logger is not None else logging.getLogger(LOGGER_NAME)
+        self.logger = logger if logger is not None else logging.getLogger(LOGGER_NAME)
+        """The logger that is written to."""
 
     def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
         """Whether the logger lets the level of any of these kinds through, asked anew at each event."""
-        enabled, level = self._logger.isEnabledFor, max(_LINES[kind].level for kind in kinds)
+        enabled, level = self.logger.isEnabledFor, max(_LINES[kind].level for kind in kinds)
 
         # Not functools.partial: the interpreter calls a Python function from another one without leaving its loop.
         def interested() -> bool:
@@ -86,4 +87,6 @@ class LoggingHook:
         for name in line.more:
             fields[name] = getattr(details, name)
         text = " ".join(f"{name}=%s" for name in fields)
-        self._logger.log(line.level, f"{line.event} {text}", *fields.values(), extra=fields)
+        # Who was cancelled when it asked has left no gap anywhere; who stood in the queue has waited in vain.
+        quiet = isinstance(details, Cancelled) and not details.queued
+        self.logger.log(logging.DEBUG if quiet else line.level, f"{line.event} {text}", *fields.values(), extra=fields)

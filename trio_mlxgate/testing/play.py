@@ -284,6 +284,8 @@ class _Player:
             if not settled and self.passes < since + 3:
                 undecided.append((since, call, other))
                 continue
+            if call.waited_since < 0 and call.arrive.supersede in [older.arrive.supersede for older in self.superseded]:
+                continue  # it may have stood in the place of one that it superseded in the same pass
             self.require(not _waits(other), "11", f"{call.arrive} came in while {other.arrive} was waiting")
         self.passed = undecided
 
