@@ -126,7 +126,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "aging: a class stands where its last head stood": (
         Edit("core/ordering.py", r"self\._range_of\(priority\)\.move\(priority, next\(iter\(line\)\)\)", "pass"),
     ),
-    "aging: the next run has none": (Edit("core/admission.py", r"aging=self\._aging", "aging=None"),),
+    "aging: the next run has none": (Edit("core/admission.py", r"aging=self\.aging,", "aging=None,"),),
     # ---- headroom ----
     "headroom: it may shut out the others": (
         Edit(
@@ -147,6 +147,9 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
             _in_method("request", r"self\.admits\(ticket\.priority\)"),
             r"\1(self.admits(ticket.priority) or ticket.max_wait == 0 and self.in_flight < self.capacity)",
         ),
+    ),
+    "headroom: what one settling grants is not counted": (
+        Edit("core/admission.py", _in_method("_settle", r"headroom\.granted\(ticket\.priority\)"), r"\1pass"),
     ),
     "headroom: each key reserves by itself": (
         Edit(
@@ -193,6 +196,13 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "latest wins: the newer queues last": (
         Edit("core/admission.py", r"older is not None and older\.priority == ticket\.priority", "older is ticket"),
     ),
+    "latest wins: one that need not wait leaves the older alone": (
+        Edit(
+            "core/admission.py",
+            r"(if self\._headroom is not None and self\.admits\(ticket\.priority\):\n)",
+            r"\1            older = None\n",
+        ),
+    ),
     "latest wins: the older's waiting is inherited": (
         Edit(
             "core/admission.py",
@@ -213,7 +223,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("core/admission.py", _in_method("_settle", r"if ticket\.supersede is not None:"), r"\1if ticket is None:"),
     ),
     "latest wins: nobody tells the older": (
-        Edit("gate.py", _in_method("_superseded", r"^ +if older\.waiter is not None:\n[^\n]*\n"), r"\1"),
+        Edit("gate.py", _in_method("_oust", r"if older\.waiter is not None:"), r"\1if older is None:"),
     ),
     # ---- positions and estimates ----
     "positions: from 0 on": (Edit("core/admission.py", r"1 \+ sum\(ahead\.values\(\)\)", "sum(ahead.values())"),),
@@ -248,11 +258,14 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "hooks: who was cancelled when it asked is not told": (
         Edit("slots.py", _in_method("_acquire", r"^ +gate\._tell\(Cancelled, self\)\n"), r"\1"),
     ),
+    "hooks: a report comes when another alarm is due": (
+        Edit("slots.py", r" or gate\._watch_until > self\.arrived_at \+ gate\._starvation_warning:", ":"),
+    ),
     "hooks: the grants of a raise are not told": (
         Edit("gate.py", r"(def capacity\(self, capacity[\s\S]*?)^ +self\._tell_granted\(granted\)\n", r"\1"),
     ),
     "hooks: one that fails is called again": (
-        Edit("instrumentation/listeners.py", _in_method("tell", r"self\.drop\(hook\)"), r"\1pass"),
+        Edit("instrumentation/listeners.py", _in_method("_take_out", r"if other is not listener"), r"\1"),
     ),
     "hooks: a call that was refused at once is said to have queued": (
         Edit("gate.py", r"queued=ticket\.place is not None", "queued=ticket.seq > 0"),

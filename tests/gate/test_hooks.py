@@ -15,6 +15,7 @@ from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of
 from trio_mlxgate import Gate, QueueFull, WaitTooLong
 from trio_mlxgate.instrumentation import (
     KINDS,
+    CallDetails,
     Cancelled,
     CapacityChanged,
     Details,
@@ -241,6 +242,121 @@ async def test_a_hook_may_use_the_gate() -> None:
         ("Released", 1, 0),
         ("Released", 0, 0),
     ]
+
+
+async def test_what_a_hook_brings_about_is_told_to_all_in_order() -> None:
+    class Raising(Recorder):
+        def __call__(self, details: Details) -> None:
+            super().__call__(details)
+            if isinstance(details, CapacityChanged) and details.capacity < 4:
+                gate.capacity += 1
+
+    first, second = Raising(), Recorder()
+    gate, end = Gate(1, hooks=[first, second]), trio.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(holder, gate, end)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.capacity = 2
+        assert gate.statistics().in_flight == 4
+        end.set()
+    assert first.details == second.details
+    changes = [each for each in second.details if isinstance(each, CapacityChanged)]
+    assert [(each.before, each.capacity, each.in_flight) for each in changes] == [(1, 2, 2), (2, 3, 3), (3, 4, 4)]
+
+
+async def test_a_hook_that_is_taken_out_is_not_asked_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Recorder):
+        asked = 0
+
+        def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+            def interested() -> bool:
+                self.asked += 1
+                return True
+
+            return interested
+
+        def __call__(self, details: Details) -> None:
+            gate.capacity += 1  # so that one event lies within the other
+            raise ValueError("the hook's own trouble")
+
+    failing = Failing()
+    gate = Gate(1, hooks=[failing])
+    async with gate.slot():
+        pass
+    asked = failing.asked
+    for _ in range(10):
+        async with gate.slot():
+            pass
+    assert failing.asked == asked
+    assert caplog.text.count("is not called any more") == 1
+
+
+@pytest.mark.parametrize("kind", [Queued, Granted])
+async def test_what_is_no_exception_comes_out_of_a_hook_and_no_slot_is_lost(kind: type[Details]) -> None:
+    class Exiting(Recorder):
+        def __call__(self, details: Details) -> None:
+            if isinstance(details, kind) and isinstance(details, CallDetails) and details.seq == 2:
+                raise SystemExit
+
+    gate, end = Gate(1 if kind is Queued else 2, hooks=[Exiting()]), trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(holder, gate, end)
+        with pytest.raises(SystemExit):
+            await gate.acquire_detached()
+        assert (gate.statistics().in_flight, gate.statistics().tasks_waiting) == (1, 0)
+        end.set()
+    gate = Gate(2, hooks=[Exiting()])
+    async with gate.slot():
+        pass
+    if kind is Granted:
+        with pytest.raises(SystemExit), gate.slot_nowait():
+            raise AssertionError("entered")
+    assert gate.statistics().in_flight == 0
+    assert gate.owned_slot() is None
+
+
+async def test_a_logger_that_fails_is_taken_out_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(logging.Logger):
+        def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - as logging has it
+            raise ValueError("the logger's own trouble")
+
+    gate = Gate(1, hooks=[LoggingHook(Failing("mine"))])
+    for _ in range(2):
+        async with gate.slot():
+            assert gate.statistics().in_flight == 1
+    assert gate.statistics().in_flight == 0
+    assert caplog.text.count("is not called any more") == 1
+
+
+async def test_a_waiter_is_reported_in_time_whatever_else_is_awaited(autojump_clock: MockClock) -> None:
+    hook = Recorder(Starving, Overdue)
+    gate = Gate(1, starvation_warning=300, hooks=[hook])
+    slot = await gate.acquire_detached(hold_timeout=10_000)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(holder, gate, trio.Event())
+            await trio.sleep(100)
+        await trio.sleep(300)
+        assert [details.waited for details in hook.details if isinstance(details, Starving)] == [300, 300]
+        nursery.cancel_scope.cancel()
+    slot.release()
+    async with gate.slot(hold_timeout=1000) as owned:
+        loan = owned.lend("a response")
+        owned.deadline = trio.current_time() + 5
+        await trio.sleep(4)
+        assert len(hook.details) == 2
+        with trio.CancelScope(shield=True):
+            await trio.sleep(3)
+        assert isinstance(hook.details[-1], Overdue)
+        owned.deadline = trio.current_time() + 1000
+        loan.release()
+
+
+@pytest.mark.parametrize("hooks", [[LoggingHook], [print], None, LoggingHook(), ["log"]])
+def test_what_is_no_hook_is_refused_when_the_gate_is_made(hooks: Any) -> None:
+    with pytest.raises(TypeError, match="hooks must be"):
+        Gate(1, hooks=hooks)
 
 
 async def test_a_hook_lets_a_call_in_before_its_task_sleeps_and_that_is_cancelled() -> None:

@@ -215,6 +215,82 @@ async def test_of_a_hundred_with_one_key_the_last_is_answered(autojump_clock: Mo
     assert not gate._admission._keys
 
 
+class FickleKey:
+    """A supersede key whose hash changes, and that can't be compared."""
+
+    def __init__(self, hashed: int) -> None:
+        self.hashed = hashed
+
+    def __hash__(self) -> int:
+        return self.hashed
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not to be compared")
+
+
+async def test_a_key_whose_hash_changes_or_that_fails_to_be_compared_harms_nobody() -> None:
+    gate, end = Gate(1), trio.Event()
+    key = FickleKey(1)
+    entered = 0
+
+    async def wait(key: object) -> None:
+        nonlocal entered
+        async with gate.slot(supersede=key):
+            entered += 1
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(holder, gate, end)
+        nursery.start_soon(wait, key)
+        await wait_all_tasks_blocked()
+        with pytest.raises(ValueError, match="not to be compared"):
+            await gate.acquire_detached(supersede=FickleKey(1))
+        assert gate.statistics().tasks_waiting == 1
+        key.hashed = 2
+        nursery.start_soon(wait, "page 1")
+        await wait_all_tasks_blocked()
+        end.set()
+    assert entered == 2
+    seen = gate.statistics()
+    assert (seen.in_flight, seen.tasks_waiting, seen.admitted, seen.rejected) == (0, 0, 3, 0)
+    assert not gate._admission._keys
+
+
+async def test_a_paused_gate_refuses_nobody_as_waiting_for_itself(autojump_clock: MockClock) -> None:
+    gate = Gate(2)
+    tied = await gate.acquire_detached(tied=True)
+    gate.capacity = 0
+    with pytest.raises(WaitTooLong):
+        await gate.acquire_detached(max_wait=5, tied=True)
+    gate.capacity = 1
+    with pytest.raises(WaitTooLong):
+        await gate.acquire_detached(max_wait=0, tied=True)
+    with pytest.raises(RuntimeError, match="wait"):
+        await gate.acquire_detached(tied=True)
+    tied.release()
+
+
+async def test_another_attempt_is_never_asked_for_at_once(autojump_clock: MockClock) -> None:
+    gate, end = Gate(1, max_waiting=0), trio.Event()
+    async with gate.slot():
+        await trio.sleep(10)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(holder, gate, end)
+        await trio.sleep(60)
+        with pytest.raises(QueueFull, match="try again in 1 s") as full:
+            await gate.acquire_detached()
+        assert full.value.retry_after == 1
+        end.set()
+
+
+def test_what_a_gate_was_made_with_can_be_read_and_not_changed() -> None:
+    gate = Gate(2, aging=60, reserved={FOREGROUND: 1}, max_waiting={BACKGROUND: 5})
+    assert (gate.aging, gate.reserved, gate.max_waiting) == (60, {0: 1}, {100: 5})
+    assert (Gate(1).aging, Gate(1).reserved, Gate(1).max_waiting) == (None, {}, None)
+    for name in ("aging", "reserved", "max_waiting"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(gate, name, None)
+
+
 async def test_a_held_back_call_is_superseded_by_one_that_need_not_wait() -> None:
     gate, end = Gate(2, reserved={FOREGROUND: 1}), trio.Event()
     refused = trio.Event()

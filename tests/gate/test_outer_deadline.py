@@ -201,6 +201,34 @@ async def test_through_a_client_it_is_the_line_that_called_the_client(
     assert "httpx" in reports[1].filename
 
 
+async def test_a_task_that_is_nothing_but_a_call_is_told_by_its_parent(
+    autojump_clock: MockClock, reports: list[warnings.WarningMessage]
+) -> None:
+    gate, first = Gate(1), 0
+    with trio.move_on_after(1):
+        async with trio.open_nursery() as nursery:
+            first = line(-1)
+            nursery.start_soon(gate.acquire_detached)
+            nursery.start_soon(gate.acquire_detached)
+    assert [report.filename for report in reports] == [__file__]
+    assert first <= reports[0].lineno <= first + 3
+
+
+async def test_who_follows_a_call_that_is_refused_as_a_mistake_does_not_wait(autojump_clock: MockClock) -> None:
+    gate = Gate(1, outer_deadline="raise")
+    slot = gate.slot()
+    async with trio.open_nursery() as nursery:
+
+        async def follow() -> None:
+            async for _ in gate.progress(slot):
+                raise AssertionError("it never waits")
+
+        nursery.start_soon(follow)
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(5), pytest.raises(RuntimeError):
+            await slot.__aenter__()
+
+
 async def test_the_line_may_stand_in_a_generator(reports: list[warnings.WarningMessage]) -> None:
     async def words() -> AsyncIterator[str]:
         async with acquire_mlx_gate():

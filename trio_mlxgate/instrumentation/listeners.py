@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger(__name__)
 
 
-_TOGETHER: Final = (Released, Granted)
+_TOGETHER: Final[tuple[type[Details], ...]] = (Released, Granted)
 """What is told of a handover: asked for together, so that one question will do."""
 
 
@@ -54,7 +54,8 @@ class Listeners:
         given: object = hook
         if isinstance(given, type) or not callable(given) or not callable(getattr(given, "interest", None)):
             raise TypeError(f"hooks must be objects such as LoggingHook(), and no classes or functions, not {hook!r}")
-        interests = {kinds: hook.interest(*kinds) for kinds in (*((kind,) for kind in KINDS), _TOGETHER)}
+        groups: list[tuple[type[Details], ...]] = [*((kind,) for kind in KINDS), _TOGETHER]
+        interests = {kinds: hook.interest(*kinds) for kinds in groups}
         self._listeners = (*self._listeners, _Listener(hook, interests))
 
     def drop(self, gone: Hook) -> None:

@@ -150,6 +150,18 @@ def a_full_queue_refuses_at_once(factory: GateFactory) -> None:
         now = gate.statistics()
         require((now.admitted, now.rejected, now.cancelled) == (3, 2, 0), f"3 admitted, 2 rejected: {now}")
         await empty_without_a_queue(gate)
+        gate = factory(1, max_waiting=0)
+        async with gate.slot():
+            await trio.sleep(8)
+        async with trio.open_nursery() as nursery:
+            holder = await Holder(gate).started(nursery)
+            await trio.sleep(3)
+            try:
+                async with gate.slot():
+                    require(False, "one more than may wait was let in")
+            except QueueFull as full:
+                require(full.retry_after == 5, f"retry_after is {full.retry_after}, and the holder has 5 s of 8 left")
+            holder.end()
         gate = factory(1, max_waiting={BACKGROUND: 1, 50: 2})
         async with trio.open_nursery() as nursery:
             holders = [await Holder(gate).started(nursery) for _ in range(2)]
@@ -192,7 +204,7 @@ def a_newer_call_takes_the_place_of_an_older_one(factory: GateFactory) -> None:
         gate = factory(1)
         async with trio.open_nursery() as nursery:
             holder = await Holder(gate).started(nursery)
-            older = _refusable(gate, nursery, BACKGROUND, "page 1")
+            older = _refusable(gate, nursery, BACKGROUND, "page 1", max_wait=5)
             await wait_all_tasks_blocked()
             other = await Holder(gate).started(nursery)
             await trio.sleep(3)

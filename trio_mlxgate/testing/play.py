@@ -161,6 +161,7 @@ class _Call:
     asked: bool = False
     asked_at: float = math.nan
     asked_in: int = -1  # the number of the settle before that
+    entered_in: int = -1  # the number of the settle before it came in
     inside: bool = False
     fate: str | None = None
     over: bool = False
@@ -176,6 +177,7 @@ class _Player:
         self.gate = gate
         self.options = options
         self.superseded: list[_Call] = []  # since all was settled last
+        self.most = gate.capacity  # the largest capacity since all was settled last
         self.calls: list[_Call] = []
         self.releasing: _Call | None = None
         self.settles = 0
@@ -241,6 +243,7 @@ class _Player:
             if call.waited_since < 0:
                 call.waited_since = self.settles
                 self.judge_takeover(call)
+        self.judge_newcomers(inside, waiting)
         keys = [call.arrive.supersede for call in waiting if call.arrive.supersede is not None]
         self.require(len(keys) == len(set(keys)), "4", f"two wait with the same key: {keys}")
         self.superseded = []
@@ -248,6 +251,26 @@ class _Player:
             known = [call for call in waiting if call.rank is not None]
             in_order = [call.rank for call in sorted(known, key=lambda call: call.slot.position)]
             self.require(in_order == sorted(in_order, key=_known), "16", f"positions are not in rank order: {in_order}")
+
+    def judge_newcomers(self, inside: list[_Call], waiting: list[_Call]) -> None:
+        """Those that came in since all was settled last: was there room, and have they superseded whom they must?"""
+        came_in = [call for call in self.calls if call.entered_in == self.settles - 1]
+        reserved = self.options.reserved or {}
+        for key in reserved:
+            worse = [call for call in inside if call.arrive.priority > key]
+            share = max(1, self.most - sum(count for other, count in reserved.items() if other <= key))
+            granted = any(call.arrive.priority > key for call in came_in)
+            what = f"{len(worse)} slots are held by worse priorities than {key}, whose share is {share}"
+            self.require(not granted or len(worse) <= share, "11", what)
+        for call in came_in:
+            older = [
+                other.arrive
+                for other in waiting
+                if other.arrive.supersede == call.arrive.supersede is not None
+                and 0 <= other.waited_since < self.settles <= call.asked_in + 1
+            ]
+            self.require(not older, "4", f"{call.arrive} came in, and did not supersede {older}")
+        self.most = self.gate.capacity
 
     def judge_takeover(self, call: _Call) -> None:
         """The call waits, as is seen for the first time: say by what it is ordered."""
@@ -261,6 +284,7 @@ class _Player:
 
     def entered(self, call: _Call) -> None:
         call.inside = True
+        call.entered_in = self.settles
         call.fate = "admitted"
         self.observe()
         mine = call.rank
@@ -341,6 +365,15 @@ class _Player:
         except QueueFull as full:
             call.fate = "rejected"
             self.require(self.options.max_waiting is not None, "4", f"the queue has no limit: {full!r}")
+            places = [
+                other.arrive
+                for other in self.calls
+                if other.arrive.supersede == arrive.supersede is not None
+                and other.arrive.priority == arrive.priority
+                and other.waited_since == call.asked_in
+                and _waits(other)
+            ]
+            self.require(not places, "4", f"{arrive} was refused, and had the place of {places}: {full!r}")
             self.require(trio.current_time() == asked_at, "14", "it took time to say that the queue is full")
         except Superseded as superseded:
             call.fate = "rejected"
@@ -389,6 +422,7 @@ class _Player:
                     alive[index % len(alive)].scope.cancel()
             case SetCapacity(capacity):
                 self.gate.capacity = capacity
+                self.most = max(self.most, capacity)
             case Tick():
                 await trio.lowlevel.checkpoint()
                 self.passes += 1
@@ -404,7 +438,7 @@ class _Player:
     async def _finish(self, nursery: trio.Nursery) -> None:
         await wait_all_tasks_blocked()
         self.observe_settled()
-        self.gate.capacity = max(1, self.gate.capacity)
+        self.gate.capacity = self.most = max(1, self.gate.capacity)
         self.observe()
         while any(not call.over for call in self.calls):
             await wait_all_tasks_blocked()
