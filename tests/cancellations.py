@@ -446,7 +446,7 @@ def leftovers(gate: Gate) -> dict[str, Any]:
         "tied": gate._tied,
         "watchers": gate._board._watching,
     }
-    heaps = [admission._line._priorities] if admission._aging is None else admission._line._heads
+    heaps = [admission._line._priorities] if admission.aging is None else admission._line._heads
     places["heads"] = [heap._entries or heap._index for heap in heaps if heap._entries or heap._index]
     if admission._headroom is not None:
         places["headroom"] = [held for held in admission._headroom._held if held]
