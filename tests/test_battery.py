@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from trio_mlxgate import Gate
-from trio_mlxgate.testing import OPTIONS, LawBroken, check_gate, play as play_module
+from trio_mlxgate.testing import OPTIONS, LawBroken, check_gate, events as events_module, play as play_module
 from trio_mlxgate.testing.battery import CHECKS
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def test_a_random_sequence_is_told_with_its_events_shortened() -> None:
     # What it says can be played again as it stands.
     _, capacity, events = re.split(r"play\(factory, (\d), ", message.removesuffix(")"), maxsplit=1)
     events = events.rpartition(", Options")[0]
-    names = {name: getattr(play_module, name) for name in dir(play_module)} | {"inf": math.inf}
+    names = {name: getattr(events_module, name) for name in dir(events_module)} | {"inf": math.inf}
 
     def play_again() -> None:
         for _ in range(20):  # trio shuffles its tasks

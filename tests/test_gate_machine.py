@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.oracle import GRANTED, WAITING, Call, Oracle
 from trio_mlxgate import Gate, instrumentation as told
-from trio_mlxgate.testing.play import Arrive, Cancel, End, Event, Options, SetCapacity, Settle, Sleep, Tick, play
+from trio_mlxgate.testing.events import Arrive, Cancel, End, Event, Options, SetCapacity, Settle, Sleep, Tick
+from trio_mlxgate.testing.play import play
 
 if TYPE_CHECKING:
     from collections.abc import Callable

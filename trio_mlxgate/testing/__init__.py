@@ -15,4 +15,4 @@ from trio_mlxgate.echo_server import (
     inference_server as inference_server,
 )
 from trio_mlxgate.testing.battery import OPTIONS as OPTIONS, check_gate as check_gate
-from trio_mlxgate.testing.play import GateLike as GateLike, LawBroken as LawBroken
+from trio_mlxgate.testing.events import GateLike as GateLike, LawBroken as LawBroken

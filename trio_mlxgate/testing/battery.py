@@ -29,7 +29,7 @@ from trio_mlxgate.testing.checks_of_slots import (
     who_cancels_leaves_nothing_behind,
     who_is_cancelled_when_it_asks_never_enters,
 )
-from trio_mlxgate.testing.play import (
+from trio_mlxgate.testing.events import (
     Arrive,
     Cancel,
     End,
@@ -40,8 +40,8 @@ from trio_mlxgate.testing.play import (
     Settle,
     Sleep,
     Tick,
-    play,
 )
+from trio_mlxgate.testing.play import play
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_mlxgate.priority import Priority
-from trio_mlxgate.testing.play import (
+from trio_mlxgate.testing.events import (
     GateLike,
     LawBroken,
 )

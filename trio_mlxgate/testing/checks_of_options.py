@@ -16,7 +16,7 @@ from trio_mlxgate.testing.checking import GateFactory, Holder, empty, require, r
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_mlxgate.testing.play import GateLike
+    from trio_mlxgate.testing.events import GateLike
 
 FOREGROUND, BACKGROUND = Priority.FOREGROUND, Priority.BACKGROUND
 

@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_mlxgate.priority import Priority
 from trio_mlxgate.testing.checking import GateFactory, Holder, empty, require, run
-from trio_mlxgate.testing.play import LawBroken
+from trio_mlxgate.testing.events import LawBroken
 
 
 def a_raise_grants_as_many_as_fit(factory: GateFactory) -> None:

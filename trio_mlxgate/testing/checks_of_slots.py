@@ -12,7 +12,7 @@ from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tas
 from trio_mlxgate.errors import WaitTooLong
 from trio_mlxgate.priority import Priority
 from trio_mlxgate.testing.checking import GateFactory, Holder, empty, only, require, run
-from trio_mlxgate.testing.play import (
+from trio_mlxgate.testing.events import (
     GateLike,
     LawBroken,
 )
