@@ -258,13 +258,13 @@ class Slot(Ticket):
             if self.state is not _WAITING:
                 await self._be_refused()
             try:
-                if self.max_wait < inf or gate._watch_until > self.arrived_at + gate._starvation_warning:
-                    gate._watch()
                 wanted = gate._queued_wanted
                 if wanted():
                     gate._tell(Queued, self)
                 if older is not None:
                     gate._superseded(older, self)
+                if self.max_wait < inf or gate._watch_until > self.arrived_at + gate._starvation_warning:
+                    gate._watch()
             except BaseException:
                 if self.state is _WAITING:
                     gate._cancelled(self, admission.cancel(self, gate._clock()))
