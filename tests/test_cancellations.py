@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-import trio
+import pytest
 
 from tests import cancellations
-from trio_mlxgate.core.admission import Admission
-from trio_mlxgate.gate import Gate
-from trio_mlxgate.slots import AsyncSlot, Slot
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Mapping
 
-FEW = ["--cancellations", "3000"]
+FEW: Final = ["--cancellations", "3000"]
+
+BREAKS: Final[Mapping[str, tuple[str, str]]] = {
+    "a checkpoint between the grant and the body": (
+        """
+async def enter(slot):
+    await Slot._acquire(slot)
+    await trio.lowlevel.checkpoint()
+    return slot
+AsyncSlot.__aenter__ = enter
+""",
+        "LOST",
+    ),
+    "a waiter that is never woken": (
+        """
+wake = Gate._wake
+Gate._wake = lambda gate, granted: wake(gate, granted[:1])
+""",
+        "LOST",
+    ),
+    "a call that is not counted": (
+        """
+Admission.turn_away = lambda admission, ticket: None
+""",
+        "LOST: fates",
+    ),
+    "memory that grows": (
+        """
+kept = []
+turn_away = Admission.turn_away
+def keep(admission, ticket):
+    kept.append([len(kept)])
+    turn_away(admission, ticket)
+Admission.turn_away = keep
+cancellations.ALLOWED = 100
+""",
+        "LOST: memory",
+    ),
+}
+"""What breaks the gate, and what is said then."""
 
 
 def test_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,52 +72,23 @@ def test_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
         assert f" {place}\n" in output
 
 
-def test_a_checkpoint_between_the_grant_and_the_body_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def enter(slot: AsyncSlot) -> Slot:
-        await Slot._acquire(slot)
-        await trio.lowlevel.checkpoint()
-        return slot
-
-    monkeypatch.setattr(AsyncSlot, "__aenter__", enter)
-    assert cancellations.main(FEW) == 1
-    assert "LOST" in capsys.readouterr().out
-
-
-def test_a_waiter_that_is_never_woken_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wake = Gate._wake
-
-    def wake_one(gate: Gate, granted: list[Slot]) -> None:
-        wake(gate, granted[:1])
-
-    monkeypatch.setattr(Gate, "_wake", wake_one)
-    assert cancellations.main(FEW) == 1
-    assert "LOST: calls wait for ever" in capsys.readouterr().out
-
-
-def test_a_call_that_is_not_counted_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def turn_away(admission: Admission[Slot], ticket: Slot) -> None:
-        pass
-
-    monkeypatch.setattr(Admission, "turn_away", turn_away)
-    assert cancellations.main(FEW) == 1
-    assert "LOST: fates" in capsys.readouterr().out
-
-
-def test_memory_that_grows_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    kept: list[object] = []
-    turn_away = Admission.turn_away
-
-    def keep(admission: Admission[Slot], ticket: Slot) -> None:
-        kept.append([len(kept)])
-        turn_away(admission, ticket)
-
-    monkeypatch.setattr(Admission, "turn_away", keep)
-    monkeypatch.setattr(cancellations, "ALLOWED", 100)
-    assert cancellations.main(FEW) == 1
-    assert "LOST: memory" in capsys.readouterr().out
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_breaks_the_gate_is_noticed(name: str) -> None:
+    # In a process of its own: what a broken gate leaves behind would turn up in tests that come later.
+    how, said = BREAKS[name]
+    program = f"""
+import sys
+import trio
+from tests import cancellations
+from trio_mlxgate.core.admission import Admission
+from trio_mlxgate.gate import Gate
+from trio_mlxgate.slots import AsyncSlot, Slot
+{how}
+sys.exit(cancellations.main({FEW!r}))
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert said in done.stdout
