@@ -170,20 +170,20 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     # ---- bounded queue ----
     "bounded queue: one more than allowed": (
-        Edit("core/admission.py", _in_method("_is_full", r">= limit"), r"\1> limit"),
+        Edit("core/admission.py", _in_method("fullness", r">= limit"), r"\1> limit"),
     ),
     "bounded queue: better priorities are counted": (
-        Edit("core/admission.py", _in_method("_is_full", r" if other >= key"), r"\1"),
+        Edit("core/admission.py", _in_method("fullness", r" if other >= key"), r"\1"),
     ),
     "bounded queue: who need not wait is refused": (
         Edit(
             "core/admission.py",
             _in_method("request", r"and self\._headroom is None:"),
-            r"\1and self._headroom is None and not (self._max_waiting and self._is_full(ticket.priority, None)):",
+            r"\1and self._headroom is None and not (self._max_waiting and self.fullness(ticket.priority) is not None):",
         ),
     ),
     "bounded queue: who is superseded still counts": (
-        Edit("core/admission.py", _in_method("_is_full", r"sizes\[leaving\.priority\] -= 1"), r"\1pass"),
+        Edit("core/admission.py", _in_method("fullness", r"sizes\[leaving\.priority\] -= 1"), r"\1pass"),
     ),
     "bounded queue: another attempt is asked for too early": (
         Edit(

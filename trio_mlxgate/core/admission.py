@@ -204,7 +204,7 @@ class Admission(Generic[T]):
             ticket.place = older.place
             self._line.take_over(ticket.place, ticket, ticket.priority)
         else:
-            if self._max_waiting and self._is_full(ticket.priority, older):
+            if self._max_waiting and self.fullness(ticket.priority, older) is not None:
                 self._reject(ticket, QUEUE_FULL)
                 return None
             if older is not None:
@@ -276,18 +276,12 @@ class Admission(Generic[T]):
             raise RuntimeError(f"this slot is not held: {ticket!r}")
         ticket.hold_deadline = deadline
         if ticket.detached:
-            if ticket in self._alarms:
-                self._alarms.remove(ticket)
-            if deadline < math.inf:
-                self._alarms.push(ticket, deadline + OVERDUE_GRACE)
+            self._report_after(ticket, deadline)
 
     def lend(self, ticket: T, deadline: float) -> None:
         """A held slot serves something that may outlive its holder: from here on it is reported when overdue."""
         ticket.detached = True
-        if ticket in self._alarms:
-            self._alarms.remove(ticket)
-        if deadline < math.inf:
-            self._alarms.push(ticket, deadline + OVERDUE_GRACE)
+        self._report_after(ticket, deadline)
 
     def end_loan(self, ticket: T) -> None:
         """What a slot was lent to has ended."""
@@ -349,9 +343,14 @@ class Admission(Generic[T]):
             ahead[ticket.priority] = ahead.get(ticket.priority, 0) + 1
         return found
 
-    def fullness(self, priority: int) -> tuple[int, int, int] | None:
-        """Of the limit that keeps a call of this priority out: its key, how many it counts, and how many it allows."""
+    def fullness(self, priority: int, leaving: T | None = None) -> tuple[int, int, int] | None:
+        """Of the limit that keeps a call of this priority out: its key, how many it counts, and how many it allows.
+
+        None: the call finds a place. Counted is as if the waiter ``leaving`` had left the queue.
+        """
         sizes = self._line.sizes()
+        if leaving is not None:
+            sizes[leaving.priority] -= 1
         for key, limit in sorted(self._max_waiting.items()):
             waiting = sum(size for other, size in sizes.items() if other >= key)
             if key <= priority and waiting >= limit:
@@ -451,15 +450,12 @@ class Admission(Generic[T]):
         if ticket.max_wait < math.inf:
             self._alarms.remove(ticket)
 
-    def _is_full(self, priority: int, leaving: T | None) -> bool:
-        """Whether a call of this priority finds no place in the queue, also when ``leaving`` has left it."""
-        sizes = self._line.sizes()
-        if leaving is not None:
-            sizes[leaving.priority] -= 1
-        return any(
-            key <= priority and sum(size for other, size in sizes.items() if other >= key) >= limit
-            for key, limit in self._max_waiting.items()
-        )
+    def _report_after(self, ticket: T, deadline: float) -> None:
+        """Let a slot that is held beyond ``deadline`` be reported as overdue."""
+        if ticket in self._alarms:
+            self._alarms.remove(ticket)
+        if deadline < math.inf:
+            self._alarms.push(ticket, deadline + OVERDUE_GRACE)
 
     def _forecast(self, now: float) -> Forecast:
         holders = [(ticket.priority, now - ticket.granted_at) for ticket in self._held]
