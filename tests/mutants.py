@@ -245,7 +245,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("outer_deadline.py", r"self\._reported\.add\(\(file, line\)\)", "pass"),
     ),
     "outer deadline: it names our own line": (
-        Edit("outer_deadline.py", r"if file\.startswith\(_OWN_FILES\)[^\n]*", "if not file:"),
+        Edit("call_sites.py", r"if module == _TRIOS_MESSENGER or[^\n]*", "if not file:"),
     ),
     "outer deadline: who is cancelled already is reported": (
         Edit("outer_deadline.py", r"if math\.isinf\(deadline\):", "if deadline == math.inf:"),
@@ -259,7 +259,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("slots.py", _in_method("_acquire", r"^ +gate\._tell\(Cancelled, self\)\n"), r"\1"),
     ),
     "hooks: a report comes when another alarm is due": (
-        Edit("slots.py", r" or gate\._watch_until > self\.arrived_at \+ gate\._starvation_warning:", ":"),
+        Edit("slots.py", r" or gate\._alarms\.until > self\.arrived_at \+ gate\._starvation_warning:", ":"),
     ),
     "hooks: the grants of a raise are not told": (
         Edit("gate.py", r"(def capacity\(self, capacity[\s\S]*?)^ +self\._tell_granted\(granted\)\n", r"\1"),

@@ -271,7 +271,7 @@ class LosesASlotToACancelledHolder(Wrapped):
             suppressed = await super().__aexit__(exc_type, exc, tb)
             if self.outer.capacity == 3 and exc_type is trio.Cancelled:
                 with contextlib.suppress(trio.WouldBlock):
-                    self.outer.gate.slot_nowait().__enter__()
+                    self.outer.gate.acquire_detached_nowait()
             return suppressed
 
     def slot(

@@ -3,8 +3,9 @@
 # Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
 #   L0  errors, priority
 #   L1  core                     decides; knows neither trio nor a clock
-#   L2  instrumentation, parking_lot, slots, loan, detached_slots, progress, outer_deadline,
-#       refusals, gate, mlx, options, _transport, httpx, httpx2    act
+#   L2  instrumentation, parking_lot, call_sites, slots, loan, detached_slots, progress,
+#       outer_deadline, ancestors, alarms, ends, threads, refusals, gate, mlx, options,
+#       _transport, httpx, httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 
@@ -41,3 +42,4 @@ from trio_mlxgate.parking_lot import (
 from trio_mlxgate.priority import DEFAULT_PRIORITY as DEFAULT_PRIORITY, Priority as Priority
 from trio_mlxgate.progress import Progress as Progress
 from trio_mlxgate.slots import Slot as Slot
+from trio_mlxgate.threads import GateLimiter as GateLimiter, ThreadSlot as ThreadSlot

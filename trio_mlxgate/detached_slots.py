@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class DetachedSlot(Slot):
     """A slot that belongs to an object: to be given back with :meth:`release`, by any task of the gate's run."""
 
-    __slots__ = ("holder",)
+    __slots__ = ("for_thread", "holder")
 
     def __init__(
         self,
@@ -38,6 +38,8 @@ class DetachedSlot(Slot):
         self._tied = tied
         self.holder: Task | None = None
         """Of a tied slot: the task that will give it back."""
+        self.for_thread = False
+        """Whether a worker thread runs in it, which gives it back, and for which ``holder`` waits."""
 
     def _hold_detached(self, task: Task) -> None:
         self.task = None
@@ -45,7 +47,10 @@ class DetachedSlot(Slot):
             self.holder = task
             self.gate._tied.add(self)
         if self.hold_deadline < inf:
-            self.gate._watch()
+            self.gate._alarms.watch()
+
+    def _undo(self) -> None:
+        self.release()
 
     def adopt(self) -> None:
         """The current task is the one that will give the slot back."""

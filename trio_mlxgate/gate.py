@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import outcome
 import trio
-from trio.lowlevel import current_task, current_trio_token, enable_ki_protection, reschedule
+from trio.lowlevel import checkpoint, current_task, current_trio_token, enable_ki_protection, reschedule
 
+from trio_mlxgate.alarms import Alarms
+from trio_mlxgate.ancestors import Ancestors
+from trio_mlxgate.call_sites import runs_for_a_thread
 from trio_mlxgate.core.admission import Admission
-from trio_mlxgate.core.checks import check_capacity, check_seconds
-from trio_mlxgate.core.ticket import QUEUE_FULL, SUPERSEDED, TicketState
+from trio_mlxgate.core.checks import check_bool, check_capacity, check_seconds
+from trio_mlxgate.core.ticket import BROKEN, CLOSED, QUEUE_FULL, SUPERSEDED, TicketState
 from trio_mlxgate.detached_slots import DetachedSlot
+from trio_mlxgate.ends import Idleness, watch_exits
 from trio_mlxgate.instrumentation import details
 from trio_mlxgate.instrumentation.listeners import Listeners
 from trio_mlxgate.instrumentation.logging import LoggingHook
@@ -24,15 +28,14 @@ from trio_mlxgate.priority import DEFAULT_PRIORITY, Priority
 from trio_mlxgate.progress import Progress, ProgressBoard
 from trio_mlxgate.refusals import refusal
 from trio_mlxgate.slots import AsyncSlot, Slot, SyncSlot
+from trio_mlxgate.threads import GateLimiter, ThreadSlot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from trio.lowlevel import Task, TrioToken
 
-    from trio_mlxgate.core.admission import Passed
     from trio_mlxgate.core.statistics import GateStatistics
-    from trio_mlxgate.errors import GateRefused
     from trio_mlxgate.instrumentation import CallDetails, Hook
     from trio_mlxgate.outer_deadline import OuterDeadline
 
@@ -73,6 +76,8 @@ class Gate:
         ``"raise"`` looks at every call, ``"warn"`` at the first 100 of a run, at the next 100 whenever a wait was
         cancelled, and at every 67th.
       starvation_warning: a waiter is reported when it has waited for so many seconds, while it waits.
+      strict: whether the gate breaks when a task that owns a slot ends without giving it back: then all who wait, and
+        all who come, get :class:`trio.BrokenResourceError`. Else that is reported, and the next waiter gets the slot.
       hooks: who is told of each step (see :mod:`trio_mlxgate.instrumentation`); default: logging.
 
     Raises:
@@ -89,6 +94,7 @@ class Gate:
         max_waiting: int | Mapping[int, int] | Mapping[Priority, int] | None = None,
         outer_deadline: OuterDeadline = "warn",
         starvation_warning: float = 300.0,
+        strict: bool = False,
         hooks: Iterable[Hook] = DEFAULT_HOOKS,
     ) -> None:
         self.name = name
@@ -104,6 +110,8 @@ class Gate:
         if isinstance(max_waiting, Mapping):
             self._max_waiting = dict(max_waiting)
         self._outer_deadlines = OuterDeadlines(name, outer_deadline)
+        self._ancestors = Ancestors(self)
+        self._strict = check_bool("strict", strict)
         self._listeners = Listeners(name)
         if not isinstance(hooks, Iterable):
             raise TypeError(f"hooks must be a list of hooks, such as [LoggingHook()], not {hooks!r}")
@@ -117,12 +125,13 @@ class Gate:
     def _start_empty(self) -> None:
         # Which owned slot each task holds.
         self._owners: dict[Task, Slot] = {}
-        # Detached slots and loans that only the task noted in them can give back.
+        # Detached slots and loans that only the task noted in them can give back, or a thread that it waits for.
         self._tied: set[DetachedSlot | Loan] = set()
-        self._watch_scope: trio.CancelScope | None = None
-        # Its deadline; inf while there is none.
-        self._watch_until = math.inf
+        # Which slot each thread holds that asked for itself.
+        self._threads: dict[int, DetachedSlot] = {}
+        self._alarms = Alarms(self)
         self._board = ProgressBoard(self)
+        self._idleness = Idleness(self)
         self._outer_deadlines.look_more_closely()
 
     def __repr__(self) -> str:
@@ -165,6 +174,8 @@ class Gate:
           RuntimeError: on entering, if this task already owns a slot of this gate, which would wait for
             itself, or if its own open responses hold all slots; if the slot was used before; or if the
             gate belongs to another run that is alive; or, with ``outer_deadline="raise"``, if there is one.
+          trio.ClosedResourceError: on entering, the gate was closed, before or meanwhile.
+          trio.BrokenResourceError: on entering, the gate is ``strict``, and a slot of it was lost.
           trio.TooSlowError: on leaving, ``hold_timeout`` ended.
         """
         return AsyncSlot(self, priority, hold_timeout, max_wait, supersede, outer_deadline)
@@ -209,6 +220,76 @@ class Gate:
         slot = DetachedSlot(self, priority, hold_timeout, max_wait, supersede, outer_deadline, tied)
         await slot._acquire()
         return slot
+
+    @enable_ki_protection
+    def acquire_detached_nowait(
+        self,
+        priority: int = DEFAULT_PRIORITY,
+        *,
+        hold_timeout: float = math.inf,
+        supersede: Hashable | None = None,
+        tied: bool = False,
+    ) -> DetachedSlot:
+        """:meth:`acquire_detached` for those who will not wait; never a checkpoint, but asked for in a task.
+
+        Raises:
+          trio.WouldBlock: as :meth:`slot_nowait`.
+          TypeError, ValueError, RuntimeError: as for :meth:`slot`.
+        """
+        slot = DetachedSlot(self, priority, hold_timeout, 0.0, supersede, "allow", tied)
+        slot._acquire_nowait()
+        return slot
+
+    def limiter(
+        self,
+        priority: int = DEFAULT_PRIORITY,
+        *,
+        max_wait: float = math.inf,
+        supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
+    ) -> trio.CapacityLimiter:
+        """The gate as a limiter: ``await trio.to_thread.run_sync(work, limiter=gate.limiter(priority))``.
+
+        It is a :class:`GateLimiter`. It has the face of trio's own limiter, and for type checkers it is one, since
+        they would not let it pass as ``limiter=`` otherwise.
+
+        The thread runs in a slot of the gate, which goes back when the thread has really ended, also if its task was
+        cancelled and has abandoned it. There is no ``hold_timeout``: nothing can interrupt a thread, and to give its
+        slot back while it runs would let one more in beside it.
+
+        Args:
+          priority, max_wait, supersede, outer_deadline: as for :meth:`slot`.
+
+        Raises:
+          TypeError, ValueError: an argument isn't as described.
+        """
+        return cast("trio.CapacityLimiter", GateLimiter(self, priority, max_wait, supersede, outer_deadline))
+
+    def from_thread(
+        self,
+        priority: int = DEFAULT_PRIORITY,
+        *,
+        max_wait: float = math.inf,
+        supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
+        trio_token: TrioToken | None = None,
+    ) -> ThreadSlot:
+        """A slot to be used once by a worker thread, with a plain ``with``; entering blocks the thread.
+
+        Any thread may ask. One that trio has started (``trio.to_thread.run_sync``) is asked for by the task that waits
+        for it, and leaves the queue when that task is cancelled. Others ask the trio run that uses the gate, or the one
+        of ``trio_token``, and can't be cancelled. There is no ``hold_timeout``: nothing can interrupt a thread, and
+        to give its slot back while it runs would let one more in beside it.
+
+        Args:
+          priority, max_wait, supersede, outer_deadline: as for :meth:`slot`.
+          trio_token: the run to be asked, by a thread that trio has not started, if no run uses the gate yet.
+
+        Raises:
+          TypeError, ValueError: at once, if an argument isn't as described.
+          Exception: on entering, see :meth:`ThreadSlot.__enter__`.
+        """
+        return ThreadSlot(self, priority, max_wait, supersede, outer_deadline, trio_token)
 
     if not TYPE_CHECKING:
 
@@ -291,6 +372,77 @@ class Gate:
             self._bind()
         return self._admission.statistics(self._clock())
 
+    # ---- coming to rest ----
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Let nobody in any more: who waits, and who comes, gets :class:`trio.ClosedResourceError`.
+
+        Whoever holds a slot keeps it and finishes; :meth:`wait_idle` waits for that. Always a checkpoint; if it is
+        cancelled the gate is closed all the same. The second time it does nothing else. It holds for this trio run:
+        in the next one the gate is open.
+        """
+        self._bind()
+        self._end(CLOSED)
+        await checkpoint()
+
+    @enable_ki_protection
+    async def drain(self) -> None:
+        """Refuse newcomers with :class:`trio.ClosedResourceError`, serve who waits, and return when the gate is idle.
+
+        Always a checkpoint. If it is cancelled newcomers go on being refused, and who waits goes on waiting: then
+        :meth:`aclose` sends them away. At capacity 0 nobody who waits is served, so that it waits until that is raised.
+
+        Raises:
+          RuntimeError: the current task holds a slot itself, for which it would wait.
+        """
+        self._bind()
+        self._idleness.check()
+        if self._admission.ended is None:
+            self._admission.refuse_newcomers()
+            self._tell_of_gate(details.Ended, reason="drained")
+        await self._idleness.wait()
+
+    async def wait_idle(self) -> None:
+        """Wait until, at some moment, no slot is held and nobody waits; newcomers are let in meanwhile.
+
+        Always a checkpoint.
+
+        Raises:
+          RuntimeError: the current task holds a slot itself, for which it would wait.
+        """
+        self._bind()
+        self._idleness.check()
+        await self._idleness.wait()
+
+    def _end(self, reason: str) -> None:
+        """Refuse all who wait and all who come; or nothing, if that is so already."""
+        admission = self._admission
+        if admission.ended == reason and not admission.tasks_waiting:
+            return
+        refused = admission.refuse_all(reason)
+        for ticket in refused:
+            if ticket.waiter is not None:
+                reschedule(ticket.waiter, outcome.Error(self._refusal(ticket)))
+        self._tell_of_gate(details.Ended, reason=reason)
+        for ticket in refused:
+            self._refused(ticket)
+
+    def _take_back(self, task: Task) -> None:
+        """This task has ended and owns a slot still."""
+        slot = self._owners.pop(task)
+        slot.task = None
+        if slot._scope is not None:
+            slot._scope.deadline = math.inf  # nobody is left whom it could interrupt
+        self._tell(details.Orphaned, slot, task=task.name)
+        if self._strict and (self._admission.ended is None or self._admission.tasks_waiting):
+            self._end(BROKEN)
+        if slot._loan is not None:
+            # Whoever has the response may be reading it: the bound counts what runs.
+            self._tied.add(slot._loan)
+            return
+        self._released(slot, self._admission.take_back(slot, self._clock()))
+
     # ---- for slots: the driver's side of the core ----
 
     def _bind(self) -> None:
@@ -308,9 +460,11 @@ class Gate:
             # What the ended run left behind is gone with it; its slots still point to the old state.
             self._admission = self._admission.anew()
             self._board.detach()
+            self._idleness.detach()
             self._start_empty()
         self._token = token
         self._clock = trio.lowlevel.current_clock().current_time
+        watch_exits(self)
 
     def _check_run(self) -> None:
         """Raise RuntimeError if this is not called from the gate's run and that run is alive."""
@@ -367,12 +521,12 @@ class Gate:
     def _refused(self, ticket: Slot) -> None:
         self._tell(details.Rejected, ticket, reason=ticket.refusal)
 
-    def _refusal(self, ticket: Slot, known: dict[int, float | None] | None = None) -> GateRefused:
+    def _refusal(self, ticket: Slot, known: dict[int, float | None] | None = None) -> Exception:
         """The error for a rejected call, with what the queue says of its chance if it comes again.
 
         ``known`` keeps the answers for each priority, for when many are refused at once.
         """
-        if ticket.refusal == SUPERSEDED:
+        if ticket.refusal in (SUPERSEDED, CLOSED, BROKEN):
             return refusal(self.name, ticket, waited=0.0, full=None, retry_after=None)
         expected: dict[int, float | None] = {} if known is None else known
         admission, now, priority = self._admission, self._clock(), ticket.priority
@@ -384,58 +538,24 @@ class Gate:
 
     def _waits_for_itself(self, slot: Slot, task: Task) -> bool:
         """Whether ``slot`` can't be had as long as ``task`` holds what is tied to it: it would wait for itself."""
-        if not slot.max_wait:
+        if not slot.max_wait or self._admission.ended is not None:
             return False  # it doesn't wait at all
-        mine = [tied.slot if isinstance(tied, Loan) else tied for tied in self._tied if tied.holder is task]
+        mine = self._tied_to(task)
         return bool(mine) and self._admission.blocked_by(mine, slot.priority)
 
-    def _watch(self) -> None:
-        """See to it that the next alarm of the core is heard, by a system task that lives while there are any.
+    def _tied_to(self, task: Task) -> list[Slot]:
+        """The slots that can't be given back while this task waits for something else.
 
-        It sleeps until the earliest alarm that was ever set; if that one is gone when it wakes, it sleeps on
-        or ends. So a queue that fills and empties all the time costs nothing here.
+        A slot of a thread goes back by itself, but not while the task runs something for the thread.
         """
-        alarm = self._admission.next_alarm()
-        if self._watch_scope is None:
-            if alarm < math.inf:
-                scope = trio.CancelScope(deadline=alarm)
-                trio.lowlevel.spawn_system_task(self._keep_watch, scope, name=f"watch of gate {self.name!r}")
-                self._watch_scope = scope
-                self._watch_until = alarm
-        elif alarm < self._watch_until:
-            self._watch_scope.deadline = self._watch_until = alarm
-
-    async def _keep_watch(self, scope: trio.CancelScope) -> None:
-        admission = self._admission
-        try:
-            while True:
-                with scope:
-                    await trio.sleep_forever()
-                self._act_on(admission.pass_time(self._clock()))
-                alarm = admission.next_alarm()
-                if alarm == math.inf:
-                    return
-                scope = self._watch_scope = trio.CancelScope(deadline=alarm)
-                self._watch_until = alarm
-        finally:
-            if admission is self._admission:
-                self._watch_scope = None
-                self._watch_until = math.inf
-
-    def _act_on(self, passed: Passed[Slot]) -> None:
-        # One look at the queue for each priority, however many expire at once.
-        expected: dict[int, float | None] = {}
-        for ticket in passed.expired:
-            assert ticket.waiter is not None
-            reschedule(ticket.waiter, outcome.Error(self._refusal(ticket, expected)))
-        self._wake(passed.granted)
-        for ticket in passed.expired:
-            self._refused(ticket)
-        self._tell_granted(passed.granted)
-        for ticket in passed.starving:
-            self._tell(details.Starving, ticket)
-        for ticket in passed.overdue:
-            self._tell(details.Overdue, ticket)
+        mine: list[Slot] = []
+        for tied in self._tied:
+            if tied.holder is task:
+                if isinstance(tied, Loan):
+                    mine.append(tied.slot)
+                elif not tied.for_thread or runs_for_a_thread():
+                    mine.append(tied)
+        return mine
 
     # ---- hooks ----
 
@@ -459,7 +579,7 @@ class Gate:
 
     def _describe(self, kind: type[CallDetails], ticket: Slot, more: dict[str, Any]) -> CallDetails:
         now = self._clock()
-        granted = ticket.state is TicketState.GRANTED or ticket.state is TicketState.RELEASED
+        granted = ticket.state in _GRANTED_ONCE
         arrived = ticket.seq > 0
         return kind(
             **self._shape(),
@@ -479,6 +599,9 @@ class Gate:
             "in_flight": admission.in_flight,
             "queue_length": admission.tasks_waiting,
         }
+
+
+_GRANTED_ONCE: Final = (TicketState.GRANTED, TicketState.RELEASED, TicketState.ORPHANED)
 
 
 def _no_clock() -> float:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import os
-import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import trio
 
-if TYPE_CHECKING:
-    from types import FrameType
+from trio_mlxgate.call_sites import call_site
 
 OuterDeadline: TypeAlias = Literal["warn", "raise", "allow"]
 """What a gate does about a finite deadline around the wait: an :class:`OuterDeadlineWarning`, an error, or nothing."""
@@ -23,12 +19,6 @@ LOOKS_AT_FIRST: Final = 100
 LOOKS_AT_EVERY: Final = 67
 """Later every such call is: to ask trio for the deadline costs a third of a call that need not wait. A prime, so that
 calls that come in a rhythm are all met with at some time."""
-
-_OWN_FILES: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
-# Of our own files, those that use the gate as any program does.
-_OWN_CALLERS: Final = tuple(_OWN_FILES + name + os.sep for name in ("testing", "commands"))
-# Who calls the gate in another's name. The caller behind them is the one who can do something about it.
-_MESSENGERS: Final = frozenset({"httpx", "httpx2", "openai", "anyio", "contextlib"})
 
 
 class OuterDeadlineWarning(RuntimeWarning):
@@ -85,7 +75,7 @@ class OuterDeadlines:
         # -inf: cancelled already, and there will be no wait.
         if math.isinf(deadline):
             return
-        file, line = _call_site()
+        file, line = call_site()
         message = (
             f"a deadline of the caller, which ends in {deadline - trio.current_time():.3g} s, runs while this call "
             f"waits for its slot of gate {self._gate_name!r}: waiting uses up the time that is meant for the work. Put "
@@ -99,36 +89,3 @@ class OuterDeadlines:
             warnings.warn_explicit(message, OuterDeadlineWarning, file, line)
             # Not before: who makes errors of warnings is told each time.
             self._reported.add((file, line))
-
-
-def _call_site() -> tuple[str, int]:
-    """File and line of the code that asked the gate: the innermost that is neither ours nor a mere messenger's."""
-    frame = sys._getframe(1)
-    nearest: FrameType | None = None
-    while frame.f_back is not None:
-        frame = frame.f_back
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        file = frame.f_code.co_filename
-        if file.startswith(_OWN_FILES) and not file.startswith(_OWN_CALLERS):
-            continue
-        if package == "trio":
-            break
-        if nearest is None or package not in _MESSENGERS:
-            nearest = frame
-        if package not in _MESSENGERS:
-            break
-    # A task that is nothing but a call of ours has no line of its own: it is told by where its parent stands.
-    found = nearest or _innermost_frame(trio.lowlevel.current_task().parent_nursery) or frame
-    return found.f_code.co_filename, found.f_lineno
-
-
-def _innermost_frame(nursery: trio.Nursery | None) -> FrameType | None:
-    """The innermost frame of the task of this nursery that is neither ours nor trio's."""
-    awaited: Any = None if nursery is None else nursery.parent_task.coro
-    found = None
-    while inspect.iscoroutine(awaited) and awaited.cr_frame is not None:
-        package = str(awaited.cr_frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package != "trio" and not awaited.cr_frame.f_code.co_filename.startswith(_OWN_FILES):
-            found = awaited.cr_frame
-        awaited = awaited.cr_await
-    return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trio_mlxgate.core.ticket import QUEUE_FULL, SUPERSEDED
-from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
+import trio
+
+from trio_mlxgate.core.ticket import BROKEN, CLOSED, QUEUE_FULL, SUPERSEDED
+from trio_mlxgate.errors import QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.priority import MAX_PRIORITY
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def refusal(
     gate: str, ticket: Ticket, *, waited: float, full: tuple[int, int, int] | None, retry_after: float | None
-) -> GateRefused:
+) -> Exception:
     """The error for a rejected call, which says what to do.
 
     Args:
@@ -27,6 +29,12 @@ def refusal(
     if ticket.refusal == SUPERSEDED:
         return Superseded(
             f"a newer call to gate {gate!r} with supersede={ticket.supersede!r} came while this one waited"
+        )
+    if ticket.refusal == CLOSED:
+        return trio.ClosedResourceError(f"gate {gate!r} is closed, and lets nobody in any more")
+    if ticket.refusal == BROKEN:
+        return trio.BrokenResourceError(
+            f"gate {gate!r} is strict, and a task ended without giving its slot back: see its log for the task's name"
         )
     again = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
     if ticket.refusal == QUEUE_FULL:

@@ -19,8 +19,7 @@ from trio.lowlevel import (
 )
 
 from trio_mlxgate.core.checks import check_seconds
-from trio_mlxgate.core.ticket import SupersedeKey, Ticket, TicketState
-from trio_mlxgate.errors import Superseded
+from trio_mlxgate.core.ticket import WOULD_BLOCK, SupersedeKey, Ticket, TicketState
 from trio_mlxgate.instrumentation import Cancelled, Granted, Queued, Released
 from trio_mlxgate.loan import Loan
 from trio_mlxgate.outer_deadline import check_outer_deadline
@@ -42,6 +41,19 @@ _NEW: Final = TicketState.NEW
 _ASKING: Final = TicketState.ASKING
 _WAITING: Final = TicketState.WAITING
 _GRANTED: Final = TicketState.GRANTED
+
+
+def check_request(priority: int, hold_timeout: float, max_wait: float, outer_deadline: OuterDeadline | None) -> None:
+    """Check what a slot is asked for with, before there is one.
+
+    Raises:
+      TypeError, ValueError: something isn't as :meth:`Gate.slot` says.
+    """
+    check_priority(priority)
+    check_seconds("hold_timeout", hold_timeout)
+    check_seconds("max_wait", max_wait)
+    if outer_deadline is not None:
+        check_outer_deadline(outer_deadline)
 
 
 class Slot(Ticket):
@@ -123,7 +135,7 @@ class Slot(Ticket):
         if self._loan is not None:
             self._admission.lend(self, self._loan.deadline)
         if self.detached:
-            self.gate._watch()
+            self.gate._alarms.watch()
 
     @property
     def position(self) -> int | None:
@@ -173,7 +185,7 @@ class Slot(Ticket):
         loan = self._loan = Loan(self, purpose, self.gate._clock() + hold_timeout)
         self._admission.lend(self, loan.deadline)
         if loan.deadline < inf:
-            self.gate._watch()
+            self.gate._alarms.watch()
         return loan
 
     # ---- what the kinds of slot share ----
@@ -232,8 +244,9 @@ class Slot(Ticket):
         if gate._tied and not admission.admits(self.priority) and gate._waits_for_itself(self, task):
             self._be_mistaken()
             raise RuntimeError(
-                f"all slots of gate {gate.name!r} are held by open responses of this task, which would wait "
-                "for itself: read them to their end or close them first, or read them in a task of their own"
+                f"all slots of gate {gate.name!r} are held by open responses of this task, or by its worker thread, so "
+                "that it would wait for itself: read responses to their end or close them first, or read them in a "
+                "task of their own; and let a thread that holds a slot not ask for another"
             )
         # Here and below: a function that an attribute holds is called faster by way of a local name.
         clock = gate._clock
@@ -263,8 +276,15 @@ class Slot(Ticket):
                     gate._tell(Queued, self)
                 if older is not None:
                     gate._superseded(older, self)
-                if self.max_wait < inf or gate._watch_until > self.arrived_at + gate._starvation_warning:
-                    gate._watch()
+                nursery = task.parent_nursery
+                while nursery is not None:
+                    above = nursery.parent_task
+                    if above in gate._owners:
+                        gate._ancestors.look(self, task)
+                        break
+                    nursery = above.parent_nursery
+                if self.max_wait < inf or gate._alarms.until > self.arrived_at + gate._starvation_warning:
+                    gate._alarms.watch()
             except BaseException:
                 if self.state is _WAITING:
                     gate._cancelled(self, admission.cancel(self, gate._clock()))
@@ -280,8 +300,9 @@ class Slot(Ticket):
                 # A hook that was told of the wait has raised the capacity: the slot is here before the task slept.
                 await cancel_shielded_checkpoint()
             else:
-                # A hook that was told of the wait has asked with the same key.
+                # A hook that was told of the wait has asked with the same key, or has closed the gate.
                 await self._be_refused()
+        # As _hold, without the call.
         if self.detached:
             self._hold_detached(task)
         else:
@@ -291,6 +312,43 @@ class Slot(Ticket):
                 self._scope = trio.CancelScope(deadline=self.hold_deadline)
                 self._scope.__enter__()
         return self
+
+    def _acquire_nowait(self) -> Self:
+        """Take the slot if it can be had at once. Never a checkpoint."""
+        gate = self.gate
+        gate._bind()
+        task = current_task()
+        if self.state is not _NEW or task in gate._owners:
+            self._refuse()
+        self._admission = gate._admission
+        entered, older = self._admission.request_nowait(self, gate._clock())
+        if older is not None:
+            gate._oust(older)
+        if not entered:
+            gate._refused(self)
+            if self.refusal == WOULD_BLOCK:
+                raise trio.WouldBlock
+            raise gate._refusal(self)
+        self._hold(task)
+        try:
+            gate._tell(Granted, self)
+            if older is not None:
+                gate._superseded(older, self)
+        except BaseException:  # as in _acquire
+            self._undo()
+            raise
+        return self
+
+    def _hold(self, task: Task) -> None:
+        """The slot was granted, and ``task`` owns it, or an object that the task has."""
+        if self.detached:
+            self._hold_detached(task)
+            return
+        self.task = task
+        self.gate._owners[task] = self
+        if self.hold_deadline < inf:
+            self._scope = trio.CancelScope(deadline=self.hold_deadline)
+            self._scope.__enter__()
 
     def _abort(self, _: trio.lowlevel.RaiseCancelT) -> Abort:
         """The wait is cancelled: leave the queue, and settle, in this step."""
@@ -309,12 +367,16 @@ class Slot(Ticket):
         """The core has refused this call: raise what says so. Always a checkpoint."""
         gate = self.gate
         error = gate._refusal(self)
-        if not isinstance(error, Superseded):
+        if self.place is None:  # else it was told by whoever sent it away from the queue
             gate._refused(self)
         await cancel_shielded_checkpoint()
         raise error
 
     def _hold_detached(self, task: Task) -> None:
+        raise NotImplementedError
+
+    def _undo(self) -> None:
+        """Give back what was just granted by :meth:`_acquire_nowait`."""
         raise NotImplementedError
 
     def _leave(
@@ -338,6 +400,8 @@ class Slot(Ticket):
     def _give_back(self) -> None:
         """The block of an owned slot has ended."""
         gate = self.gate
+        if self.state is TicketState.ORPHANED:
+            return  # its task had ended before; it was reported then
         # Not the current task: a generator that was abandoned inside the block is closed from another one.
         if self.task is not None:
             gate._owners.pop(self.task, None)  # not there if its run has ended and the gate serves another
@@ -399,31 +463,10 @@ class SyncSlot(Slot):
 
     @enable_ki_protection
     def __enter__(self) -> Self:
-        gate = self.gate
-        gate._bind()
-        task = current_task()
-        if self.state is not _NEW or task in gate._owners:
-            self._refuse()
-        self._admission = gate._admission
-        entered, older = self._admission.request_nowait(self, gate._clock())
-        if older is not None:
-            gate._oust(older)
-        if not entered:
-            gate._refused(self)
-            raise trio.WouldBlock
-        self.task = task
-        gate._owners[task] = self
-        if self.hold_deadline < inf:
-            self._scope = trio.CancelScope(deadline=self.hold_deadline)
-            self._scope.__enter__()
-        try:
-            gate._tell(Granted, self)
-            if older is not None:
-                gate._superseded(older, self)
-        except BaseException:  # as in _acquire
-            self._leave(None, None, None)
-            raise
-        return self
+        return self._acquire_nowait()
+
+    def _undo(self) -> None:
+        self._leave(None, None, None)
 
     @enable_ki_protection
     def __exit__(

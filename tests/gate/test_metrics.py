@@ -20,13 +20,16 @@ from trio_mlxgate.instrumentation import (
     Cancelled,
     CapacityChanged,
     Details,
+    Ended,
     Granted,
+    Orphaned,
     Overdue,
     Queued,
     Rejected,
     Released,
     Starving,
     Superseded,
+    WaitsForParent,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +119,9 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return made
 
 
+COUNTED = tuple(kind for kind in KINDS if kind not in {WaitsForParent, Ended})
+
+
 def told(kind: type[Details], **numbers: Any) -> Details:
     known: dict[str, Any] = {"gate": "macmini", "capacity": 1, "in_flight": 0, "queue_length": 0}
     if issubclass(kind, CallDetails):
@@ -126,6 +132,8 @@ def told(kind: type[Details], **numbers: Any) -> Details:
         known["by"] = 2
     if kind is CapacityChanged:
         known["before"] = 1
+    if kind is Orphaned:
+        known["task"] = "reader"
     return kind(**(known | numbers))
 
 
@@ -171,6 +179,7 @@ def test_there_is_nothing_before_the_first_event(subject: Subject) -> None:
         ),
         (told(Starving, queued=True, waited=300.0), {f"mlxgate_call_starving_total{{{CALL}}}": 1}),
         (told(Overdue, held=70.0), {f"mlxgate_slot_overdue_total{{{CALL}}}": 1}),
+        (told(Orphaned, held=70.0), {f"mlxgate_slot_orphaned_total{{{CALL}}}": 1}),
         (told(CapacityChanged), {}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Details) else "",
@@ -243,11 +252,11 @@ def test_both_hooks_give_the_same_under_the_same_names() -> None:
     subjects: list[Subject] = [InPrometheus(), InOpenTelemetry()]
     for subject in subjects:
         hook = subject.hook()
-        for kind in KINDS:
+        for kind in COUNTED:
             hook(told(kind, capacity=2, in_flight=1))
     in_prometheus, in_opentelemetry = (subject.read() for subject in subjects)
     assert in_prometheus == in_opentelemetry
-    assert len(in_prometheus) == 13
+    assert len(in_prometheus) == 14
 
 
 @attrs.frozen(kw_only=True)
@@ -257,7 +266,7 @@ class Unheard(CallDetails):
 
 def test_interest_is_in_the_kinds_that_change_something(subject: Subject) -> None:
     hook = subject.hook()
-    assert all(hook.interest(kind)() for kind in KINDS)
+    assert all(hook.interest(kind)() for kind in COUNTED)
     assert hook.interest(Released, Granted)()
     assert hook.interest(Unheard, Granted)()
     assert not hook.interest(Unheard)()
@@ -376,7 +385,7 @@ def test_buckets_suit_calls_of_minutes() -> None:
 def test_names_and_units_in_opentelemetry() -> None:
     subject = InOpenTelemetry()
     hook = subject.hook()
-    for kind in KINDS:
+    for kind in COUNTED:
         hook(told(kind))
     assert {metric.name: metric.unit for metric in subject.metrics()} == {
         "mlxgate.slot.capacity": "{slot}",
@@ -384,6 +393,7 @@ def test_names_and_units_in_opentelemetry() -> None:
         "mlxgate.slot.wait_time": "s",
         "mlxgate.slot.use_time": "s",
         "mlxgate.slot.overdue": "{slot}",
+        "mlxgate.slot.orphaned": "{slot}",
         "mlxgate.call.pending": "{call}",
         "mlxgate.call.outcomes": "{call}",
         "mlxgate.call.starving": "{call}",

@@ -20,6 +20,7 @@ from trio_mlxgate.core.indexed_heap import IndexedHeap
 from trio_mlxgate.core.ordering import AgingLine, PriorityLine, aged_place
 from trio_mlxgate.core.statistics import GateStatistics
 from trio_mlxgate.core.ticket import (
+    CLOSED,
     GRANTED,
     QUEUE_FULL,
     SUPERSEDED,
@@ -111,6 +112,11 @@ class Admission(Generic[T]):
         self.reserved = check_reserved(reserved)
         self._max_waiting = check_max_waiting(max_waiting)
         self._headroom = Headroom(self.reserved) if self.reserved else None
+        self.ended: str | None = None
+        """Why newcomers are refused, as a reason of :mod:`trio_mlxgate.core.ticket`; None: they are not. To be read
+        only; :meth:`refuse_newcomers` and :meth:`refuse_all` set it, for good."""
+        # Whether a free slot without waiters is anybody's: one look for the path of every call.
+        self._simple = self._headroom is None
         self._line: _Line[T] = PriorityLine() if self.aging is None else AgingLine(list(self.reserved))
         self._seq = 0
         self._admitted = 0
@@ -145,7 +151,7 @@ class Admission(Generic[T]):
 
     def admits(self, priority: int) -> bool:
         """Whether a call of this priority that arrived now would be granted a slot at once."""
-        if self.in_flight >= self.capacity:
+        if self.in_flight >= self.capacity or self.ended is not None:
             return False
         if self._headroom is None:
             return not self._line.length
@@ -167,10 +173,10 @@ class Admission(Generic[T]):
     def request(self, ticket: T, now: float) -> T | None:
         """A call arrives. Its state says what became of it: GRANTED, WAITING, or REJECTED.
 
-        It is rejected if it must wait, and its ``max_wait`` leaves no time for that or the queue is full. Returns
-        the waiter that it superseded, which is out of the queue, or None.
+        It is rejected if the gate has ended, and if it must wait, and its ``max_wait`` leaves no time for that or the
+        queue is full. Returns the waiter that it superseded, which is out of the queue, or None.
         """
-        if self.in_flight < self.capacity and not self._line.length and self._headroom is None:
+        if self.in_flight < self.capacity and not self._line.length and self._simple:
             # The grant. It stands here and in _grant, since calls of functions cost the most.
             self._seq = ticket.seq = self._seq + 1
             ticket.arrived_at = now
@@ -189,6 +195,9 @@ class Admission(Generic[T]):
         older = None if key is None else self._keys.get(key)
         self._seq = ticket.seq = self._seq + 1
         ticket.arrived_at = now
+        if self.ended is not None:
+            self._reject(ticket, self.ended)
+            return None
         if self._headroom is not None and self.admits(ticket.priority):
             if older is not None:
                 self._leave(older)
@@ -228,7 +237,7 @@ class Admission(Generic[T]):
         If it isn't granted, that counts as a rejection, and nobody is superseded.
         """
         if not self.admits(ticket.priority):
-            self._reject(ticket, WOULD_BLOCK)
+            self._reject(ticket, self.ended or WOULD_BLOCK)
             return False, None
         return True, self.request(ticket, now)
 
@@ -264,6 +273,30 @@ class Admission(Generic[T]):
         if ticket.detached and ticket in self._alarms:
             self._alarms.remove(ticket)
         return self._settle(now) if self._line.length else []
+
+    def take_back(self, ticket: T, now: float) -> list[T]:
+        """Who held this slot is gone and will not give it back. Returns whom that let in."""
+        granted = self.release(ticket, now)
+        ticket.state = TicketState.ORPHANED
+        return granted
+
+    def refuse_newcomers(self, reason: str = CLOSED) -> None:
+        """From here on nobody else arrives: who waits is let in as before. The first reason given stands."""
+        self.ended = self.ended or reason
+        self._simple = False
+
+    def refuse_all(self, reason: str) -> list[T]:
+        """From here on nobody is let in any more. Returns who waited, best rank first: they are refused, too.
+
+        Who has been refused for a reason keeps it, and newcomers are refused for the last one that was given.
+        """
+        self.ended = reason
+        self._simple = False
+        refused = list(self._line)
+        for ticket in refused:
+            self._leave(ticket)
+            self._reject(ticket, reason)
+        return refused
 
     def set_capacity(self, capacity: int, now: float) -> list[T]:
         """The bound changes: a raise lets in as many as now fit, a fall lets the holders finish."""
@@ -383,6 +416,7 @@ class Admission(Generic[T]):
             cancelled=self._cancelled,
             rejected=sum(self._rejected.values()),
             rejected_by_reason=MappingProxyType(dict(self._rejected)),
+            ended=self.ended,
         )
 
     # ---- how it is decided ----

@@ -27,6 +27,17 @@ def check_capacity(capacity: object, source: str = "capacity") -> int:
     return capacity
 
 
+def check_bool(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False.
+
+    Raises:
+      TypeError: it isn't; the message calls it ``name``.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 def check_seconds(name: str, seconds: object) -> float:
     """Return ``seconds`` if it is a number >= 0, inf included.
 

@@ -42,5 +42,8 @@ class GateStatistics:
     """How many calls were refused, the sum of ``rejected_by_reason``."""
 
     rejected_by_reason: Mapping[str, int]
-    """How many calls were refused for each reason: ``"wait_too_long"``, ``"queue_full"``, ``"superseded"`` or
-    ``"would_block"``."""
+    """How many calls were refused for each reason: ``"wait_too_long"``, ``"queue_full"``, ``"superseded"``,
+    ``"would_block"``, ``"closed"`` or ``"broken"``."""
+
+    ended: str | None = None
+    """Why every newcomer is refused: ``"closed"`` (also while the gate is drained) or ``"broken"``; None: it isn't."""

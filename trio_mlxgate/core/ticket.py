@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 
 
 class TicketState(enum.Enum):
-    """Where a call stands: NEW and ASKING before it arrives; RELEASED, CANCELLED and REJECTED are ends."""
+    """Where a call stands: NEW and ASKING before it arrives; RELEASED, ORPHANED, CANCELLED and REJECTED are ends.
+
+    ORPHANED: whoever held the slot is gone without giving it back, and it was taken back.
+    """
 
     NEW = "new"
     ASKING = "asking"
     WAITING = "waiting"
     GRANTED = "granted"
     RELEASED = "released"
+    ORPHANED = "orphaned"
     CANCELLED = "cancelled"
     REJECTED = "rejected"
 
@@ -31,6 +35,8 @@ WAIT_TOO_LONG: Final = "wait_too_long"
 QUEUE_FULL: Final = "queue_full"
 WOULD_BLOCK: Final = "would_block"
 SUPERSEDED: Final = "superseded"
+CLOSED: Final = "closed"
+BROKEN: Final = "broken"
 
 
 class SupersedeKey:

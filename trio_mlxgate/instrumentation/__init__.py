@@ -12,13 +12,16 @@ from trio_mlxgate.instrumentation.details import (
     Cancelled as Cancelled,
     CapacityChanged as CapacityChanged,
     Details as Details,
+    Ended as Ended,
     Granted as Granted,
     Hook as Hook,
+    Orphaned as Orphaned,
     Overdue as Overdue,
     Queued as Queued,
     Rejected as Rejected,
     Released as Released,
     Starving as Starving,
     Superseded as Superseded,
+    WaitsForParent as WaitsForParent,
 )
 from trio_mlxgate.instrumentation.logging import LoggingHook as LoggingHook

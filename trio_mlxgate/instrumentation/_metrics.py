@@ -13,6 +13,7 @@ from trio_mlxgate.instrumentation.details import (
     CapacityChanged,
     Details,
     Granted,
+    Orphaned,
     Overdue,
     Queued,
     Rejected,
@@ -63,6 +64,9 @@ STARVING: Final = Metric(
 OVERDUE: Final = Metric(
     "mlxgate.slot.overdue", "{slot}", _CALL, "How many slots were reported because they were held too long"
 )
+ORPHANED: Final = Metric(
+    "mlxgate.slot.orphaned", "{slot}", _CALL, "How many slots were taken back because their task had ended"
+)
 
 LEVELS: Final = (CAPACITY, IN_FLIGHT, PENDING)
 """What goes up and down."""
@@ -70,7 +74,7 @@ LEVELS: Final = (CAPACITY, IN_FLIGHT, PENDING)
 TIMES: Final = (WAIT_TIME, USE_TIME)
 """What is distributed; all in seconds."""
 
-COUNTS: Final = (OUTCOMES, STARVING, OVERDUE)
+COUNTS: Final = (OUTCOMES, STARVING, OVERDUE, ORPHANED)
 """What only goes up."""
 
 BUCKETS: Final = (
@@ -89,7 +93,9 @@ _OUTCOME: Final[dict[type[Details], str]] = {
     Superseded: "superseded",
 }
 
-_KINDS: Final = frozenset({*_OUTCOME, Queued, Released, Starving, Overdue, CapacityChanged})
+_COUNTED: Final[dict[type[Details], Metric]] = {Starving: STARVING, Overdue: OVERDUE, Orphaned: ORPHANED}
+
+_KINDS: Final = frozenset({*_OUTCOME, Queued, Released, *_COUNTED, CapacityChanged})
 
 
 def number_as_label(priority: int) -> str:
@@ -134,10 +140,8 @@ class MetricsHook(abc.ABC):
             self._add(PENDING, 1, gate, priority)
         elif kind is Released:
             self._record(USE_TIME, details.held, gate, priority)
-        elif kind is Starving:
-            self._add(STARVING, 1, gate, priority)
         else:
-            self._add(OVERDUE, 1, gate, priority)
+            self._add(_COUNTED[kind], 1, gate, priority)
 
     @abc.abstractmethod
     def _set(self, metric: Metric, value: int, *attributes: str) -> None:

@@ -72,7 +72,7 @@ class Rejected(CallDetails):
     """A call was refused."""
 
     reason: str
-    """Why: ``"wait_too_long"``, ``"queue_full"`` or ``"would_block"``."""
+    """Why: ``"wait_too_long"``, ``"queue_full"``, ``"would_block"``, ``"closed"`` or ``"broken"``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +94,36 @@ class Overdue(CallDetails):
 
 
 @attrs.frozen(kw_only=True)
+class WaitsForParent(CallDetails):
+    """A call waits, and all slots that it could have are owned by tasks above its own: told once for each call site.
+
+    It goes on if the one above lets go first; if that waits for this task, both hang.
+    """
+
+    parent: str
+    """The name of the nearest task above that owns a slot."""
+
+    site: str
+    """The place in the code that asked, as ``file:line``."""
+
+
+@attrs.frozen(kw_only=True)
+class Orphaned(CallDetails):
+    """A task that owns a slot has ended without giving it back; the slot is taken back, and that told, next."""
+
+    task: str
+    """The name of that task."""
+
+
+@attrs.frozen(kw_only=True)
+class Ended(Details):
+    """The gate lets no newcomers in any more."""
+
+    reason: str
+    """``"drained"``: who waits is still served; ``"closed"`` and ``"broken"``: they were refused, which follows."""
+
+
+@attrs.frozen(kw_only=True)
 class CapacityChanged(Details):
     """The capacity was set to another value; the calls that this let in, already counted here, follow."""
 
@@ -102,8 +132,8 @@ class CapacityChanged(Details):
 
 
 KINDS: Final[tuple[type[Details], ...]] = (
-    *(Queued, Granted, Released, Cancelled, Rejected, Superseded, Starving, Overdue),
-    CapacityChanged,
+    *(Queued, Granted, Released, Cancelled, Rejected, Superseded, Starving, Overdue, WaitsForParent, Orphaned),
+    *(Ended, CapacityChanged),
 )
 """Every kind of details that a gate gives."""
 

@@ -12,13 +12,16 @@ from trio_mlxgate.instrumentation.details import (
     Cancelled,
     CapacityChanged,
     Details,
+    Ended,
     Granted,
+    Orphaned,
     Overdue,
     Queued,
     Rejected,
     Released,
     Starving,
     Superseded,
+    WaitsForParent,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +50,9 @@ _LINES: Final[dict[type[Details], _Line]] = {
     Superseded: _Line(level=logging.INFO, event="supersede", wait_ms=True, queue_length=True, more=("by",)),
     Starving: _Line(level=logging.WARNING, event="starving", wait_ms=True, queue_length=True),
     Overdue: _Line(level=logging.WARNING, event="overdue", duration_ms=True),
+    WaitsForParent: _Line(level=logging.WARNING, event="waits_for_parent", more=("parent", "site")),
+    Orphaned: _Line(level=logging.ERROR, event="orphan", duration_ms=True, more=("task",)),
+    Ended: _Line(level=logging.INFO, event="end", queue_length=True, more=("reason",)),
     CapacityChanged: _Line(level=logging.INFO, event="capacity", queue_length=True, more=("before", "capacity")),
 }
 

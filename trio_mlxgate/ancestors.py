@@ -1,0 +1,44 @@
+"""A task that waits for a slot which one of the tasks above it owns: it is told, once for each place in the code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trio_mlxgate.call_sites import call_site
+from trio_mlxgate.instrumentation import details
+
+if TYPE_CHECKING:
+    from trio.lowlevel import Task
+
+    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.slots import Slot
+
+
+class Ancestors:
+    """What one gate knows of those who wait for their parents' slots."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._reported: set[tuple[str, int]] = set()
+
+    def look(self, slot: Slot, task: Task) -> None:
+        """The call of ``task`` waits, and a task above it owns a slot: tell it, if no other slot could be had.
+
+        It is no error: the one above may let go first. If its block can't end before this task does, both hang.
+        """
+        gate = self._gate
+        owned = []
+        owner = None
+        nursery = task.parent_nursery
+        while nursery is not None:
+            above = nursery.parent_task
+            if above in gate._owners:
+                owner = owner or above
+                owned.append(gate._owners[above])
+            nursery = above.parent_nursery
+        if owner is None or not gate._admission.blocked_by(owned, slot.priority):
+            return
+        file, line = site = call_site()
+        if site not in self._reported:
+            self._reported.add(site)
+            gate._tell(details.WaitsForParent, slot, parent=owner.name, site=f"{file}:{line}")

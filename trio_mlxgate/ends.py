@@ -1,0 +1,117 @@
+"""How a gate comes to rest, and what becomes of a slot whose task is gone."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Final
+
+import trio
+from trio.lowlevel import checkpoint, checkpoint_if_cancelled, current_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.lowlevel import Task
+
+    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.instrumentation import Details
+
+
+class Idleness:
+    """Those who wait until one gate is idle, in one run: no slot is held, and nobody waits for one.
+
+    While there are any, it is one of the gate's hooks, so that a gate for which nobody waits pays nothing.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._lot = trio.lowlevel.ParkingLot()
+        self._attached = False
+
+    def check(self) -> None:
+        """See that the current task may wait.
+
+        Raises:
+          RuntimeError: it would wait for itself.
+        """
+        gate, task = self._gate, current_task()
+        if task in gate._owners or gate._tied_to(task):
+            raise RuntimeError(
+                f"this task holds a slot of gate {gate.name!r} itself; give it back before you wait until it is idle"
+            )
+
+    async def wait(self) -> None:
+        """Wait until it is so at some moment. Always a checkpoint."""
+        gate = self._gate
+        if self._is_idle():
+            await checkpoint()
+            return
+        await checkpoint_if_cancelled()
+        if not self._attached:
+            self._attached = True
+            gate._listeners.add(self)
+            gate._listen()
+        try:
+            await self._lot.park()
+        finally:
+            if not self._lot:
+                self.detach()
+
+    def look(self) -> None:
+        """Something has changed: let them go on if the gate is idle now."""
+        if self._is_idle():
+            self._lot.unpark_all()
+
+    def _is_idle(self) -> bool:
+        admission = self._gate._admission
+        return not (admission.in_flight or admission.tasks_waiting)
+
+    def detach(self) -> None:
+        """Hear of no more events."""
+        self._attached = False
+        self._gate._listeners.drop(self)
+        self._gate._listen()
+
+    def interest(self, *_: type[Details]) -> Callable[[], bool]:
+        return _always
+
+    def __call__(self, details: Details) -> None:  # noqa: ARG002 - what counts is how the gate is now
+        self.look()
+
+
+def _always() -> bool:
+    return True
+
+
+class _Exits(trio.abc.Instrument):
+    """Tells the gates of one run of each task that has ended, in the step in which it ends."""
+
+    def __init__(self) -> None:
+        # A tuple, for it is looked through at the end of every task of the program, and never changed meanwhile.
+        self.gates: tuple[weakref.ref[Gate], ...] = ()
+
+    def add(self, gate: Gate) -> None:
+        self.gates = (*self.gates, weakref.ref(gate, self._drop))
+
+    def _drop(self, gone: weakref.ref[Gate]) -> None:
+        self.gates = tuple(gate for gate in self.gates if gate is not gone)
+
+    def task_exited(self, task: Task) -> None:
+        for reference in self.gates:
+            gate = reference()
+            if gate is not None and task in gate._owners:
+                gate._take_back(task)
+
+
+_exits: Final[trio.lowlevel.RunVar[_Exits]] = trio.lowlevel.RunVar("trio_mlxgate.exits")
+
+
+def watch_exits(gate: Gate) -> None:
+    """From here on, in this run, the gate hears of each task that ends: of one that owns a slot still."""
+    try:
+        exits = _exits.get()
+    except LookupError:
+        exits = _Exits()
+        _exits.set(exits)
+        trio.lowlevel.add_instrument(exits)
+    exits.add(gate)

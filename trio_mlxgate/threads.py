@@ -1,0 +1,321 @@
+"""The gate for worker threads: as the limiter of ``trio.to_thread.run_sync``, and asked from inside a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+import trio
+from trio.lowlevel import current_task, enable_ki_protection
+
+from trio_mlxgate.detached_slots import DetachedSlot
+from trio_mlxgate.slots import check_request
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from types import TracebackType
+
+    from trio.lowlevel import Task, TrioToken
+
+    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.outer_deadline import OuterDeadline
+
+
+class GateLimiter:
+    """What :meth:`Gate.limiter` returns: the gate with the face of a :class:`trio.CapacityLimiter`.
+
+    Each acquire takes a slot of its own, in the name of its borrower. A borrower may have several, and may wait for
+    several at once; each release gives back the oldest of them.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        priority: int,
+        max_wait: float,
+        supersede: Hashable | None,
+        outer_deadline: OuterDeadline | None,
+    ) -> None:
+        check_request(priority, math.inf, max_wait, outer_deadline)
+        self._gate = gate
+        self._priority = priority
+        self._max_wait = max_wait
+        self._supersede = supersede
+        self._outer_deadline: OuterDeadline | None = outer_deadline
+        self._borrowed: dict[Any, list[DetachedSlot]] = {}
+
+    def __repr__(self) -> str:
+        return f"<limiter of gate {self._gate.name!r}, priority {self._priority}>"
+
+    @property
+    def total_tokens(self) -> float:
+        """The capacity of the gate; to set it is to set that."""
+        return self._gate.capacity
+
+    @total_tokens.setter
+    def total_tokens(self, total_tokens: float) -> None:
+        self._gate.capacity = total_tokens  # type: ignore[assignment] # it says so if it is no int
+
+    @property
+    def borrowed_tokens(self) -> int:
+        """How many slots of the gate are held, by whomever."""
+        return self._gate.statistics().in_flight
+
+    @property
+    def available_tokens(self) -> float:
+        """How many slots of the gate are free."""
+        now = self._gate.statistics()
+        return max(0, now.capacity - now.in_flight)
+
+    def statistics(self) -> trio.CapacityLimiterStatistics:
+        """A snapshot of the gate, in trio's words; the borrowers are those of this limiter."""
+        now = self._gate.statistics()
+        self._forget_the_ended_run()
+        return trio.CapacityLimiterStatistics(
+            borrowed_tokens=now.in_flight,
+            total_tokens=now.capacity,
+            borrowers=list(self._borrowed),
+            tasks_waiting=now.tasks_waiting,
+        )
+
+    async def acquire(self) -> None:
+        """:meth:`acquire_on_behalf_of` the current task. Always a checkpoint."""
+        await self.acquire_on_behalf_of(current_task())
+
+    def acquire_nowait(self) -> None:
+        """:meth:`acquire_on_behalf_of_nowait` the current task."""
+        self.acquire_on_behalf_of_nowait(current_task())
+
+    @enable_ki_protection
+    async def acquire_on_behalf_of(self, borrower: Task | object) -> None:
+        """Wait for a slot in the name of ``borrower``. Always a checkpoint; if it is cancelled nothing is held.
+
+        Raises:
+          RuntimeError: the current task owns a slot of the gate, for which this would wait.
+          WaitTooLong, QueueFull, Superseded, trio.ClosedResourceError, trio.BrokenResourceError: as :meth:`Gate.slot`.
+        """
+        hash(borrower)  # before there is a slot to be lost
+        slot = await self._gate.acquire_detached(
+            self._priority,
+            max_wait=self._max_wait,
+            supersede=self._supersede,
+            outer_deadline=self._outer_deadline,
+            tied=True,
+        )
+        self._note(borrower, slot)
+
+    @enable_ki_protection
+    def acquire_on_behalf_of_nowait(self, borrower: Task | object) -> None:
+        """Take a slot in the name of ``borrower`` if one is free for this priority.
+
+        Raises:
+          trio.WouldBlock: none is.
+          RuntimeError, trio.ClosedResourceError, trio.BrokenResourceError: as :meth:`Gate.slot_nowait`.
+        """
+        hash(borrower)
+        slot = self._gate.acquire_detached_nowait(self._priority, supersede=self._supersede, tied=True)
+        self._note(borrower, slot)
+
+    def release(self) -> None:
+        """:meth:`release_on_behalf_of` the current task."""
+        self.release_on_behalf_of(current_task())
+
+    @enable_ki_protection
+    def release_on_behalf_of(self, borrower: Task | object) -> None:
+        """Give back the oldest slot that was taken in the name of ``borrower``. Never a checkpoint.
+
+        Raises:
+          RuntimeError: there is none.
+        """
+        self._forget_the_ended_run()
+        slots = self._borrowed.get(borrower)
+        if not slots:
+            raise RuntimeError(f"{borrower!r} holds no slot that was taken through {self!r}")
+        slot = slots.pop(0)
+        if not slots:
+            del self._borrowed[borrower]
+        slot.release()
+
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self) -> None:
+            """:meth:`acquire`. Always a checkpoint."""
+            await self.acquire()
+
+        async def __aexit__(self, *_: object) -> None:
+            """:meth:`release`. Never a checkpoint."""
+            self.release()
+
+    def _note(self, borrower: Task | object, slot: DetachedSlot) -> None:
+        self._forget_the_ended_run()
+        self._borrowed.setdefault(borrower, []).append(slot)
+        slot.for_thread = borrower is not current_task()
+
+    def _forget_the_ended_run(self) -> None:
+        borrowed = self._borrowed
+        if borrowed and next(iter(borrowed.values()))[0]._admission is not self._gate._admission:
+            borrowed.clear()
+
+
+class ThreadSlot:
+    """What :meth:`Gate.from_thread` returns: ``with`` it once, in a thread; entering gives the slot itself."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        priority: int,
+        max_wait: float,
+        supersede: Hashable | None,
+        outer_deadline: OuterDeadline | None,
+        trio_token: TrioToken | None,
+    ) -> None:
+        check_request(priority, math.inf, max_wait, outer_deadline)
+        self.gate = gate
+        """The gate that the slot belongs to."""
+        self.priority = priority
+        """The priority that was asked for."""
+        self._max_wait = max_wait
+        self._supersede = supersede
+        self._outer_deadline: OuterDeadline | None = outer_deadline
+        self._token = trio_token
+        self._entered = False
+        # From here on for the trio thread alone.
+        self._scope = trio.CancelScope()
+        self._slot: DetachedSlot | None = None
+        self._thread = 0
+        self._unwanted = False
+
+    def __repr__(self) -> str:
+        held = "not held" if self._slot is None else "held"
+        return f"<thread's slot of gate {self.gate.name!r}, priority {self.priority}, {held}>"
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds the call stood in the queue; 0.0 before the grant."""
+        return 0.0 if self._slot is None else self._slot.waited
+
+    def __enter__(self) -> Self:
+        """Wait for the slot; blocks the thread.
+
+        Raises:
+          trio.Cancelled: the task that started this thread was cancelled before the grant.
+          trio.RunFinishedError: the trio run has ended, or does so while this thread waits.
+          RuntimeError: this thread, or the task that started it, holds a slot already, for which it would wait; or
+            the thread is no worker of a trio run, and the gate is not in use by one; or this is trio's own thread.
+          WaitTooLong, QueueFull, Superseded, trio.ClosedResourceError, trio.BrokenResourceError: as :meth:`Gate.slot`.
+        """
+        if self._entered:
+            raise RuntimeError(f"{self!r} can be used only once; ask the gate for another")
+        token = self._foreign_token()
+        self._entered = True
+        self._token = token
+        try:
+            trio.from_thread.run(self._acquire, threading.get_ident(), _host_task(), trio_token=token)
+        except trio.Cancelled:
+            if token is None:
+                raise
+            raise trio.RunFinishedError(f"the trio run ended while a thread waited for {self!r}") from None
+        except BaseException:
+            # A foreign thread may be interrupted while it waits for the answer: Control-C in the main thread.
+            self._send_back()
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Give the slot back; if the trio run has ended there is nothing to give back. Doesn't block."""
+        self._send_back()
+
+    def _foreign_token(self) -> TrioToken | None:
+        """The run that is to be asked, by a thread that it did not start; None: the run that started the thread."""
+        if trio.lowlevel.in_trio_run():
+            raise RuntimeError("from_thread() is for worker threads; in a task use 'async with gate.slot():'")
+        if self._token is not None:
+            return self._token
+        try:
+            trio.from_thread.check_cancelled()
+        except RuntimeError:
+            token = self.gate._token
+            if token is None:
+                raise RuntimeError(
+                    f"this thread was not started by trio, and no trio run uses gate {self.gate.name!r} yet: "
+                    "say which run is to be asked, with trio_token=trio.lowlevel.current_trio_token()"
+                ) from None
+            return token
+        return None
+
+    def _send_back(self) -> None:
+        # Not trio.from_thread.run_sync, which waits for an answer and may be interrupted, too. What this thread asks
+        # of the run later comes later.
+        if self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._give_back)
+
+    async def _acquire(self, thread: int, host: Task | None) -> None:
+        """In the trio thread: wait for the slot. Always a checkpoint, unless it raises RuntimeError."""
+        gate = self.gate
+        self._token = trio.lowlevel.current_trio_token()
+        gate._bind()
+        host = host or current_task()
+        self._check(thread, host)
+        with self._scope:
+            slot = await gate.acquire_detached(
+                self.priority,
+                max_wait=self._max_wait,
+                supersede=self._supersede,
+                outer_deadline=self._outer_deadline,
+                tied=True,
+            )
+            if self._unwanted:
+                slot.release()
+                return
+            # What the task that started the thread asks of the gate, while it runs something for the thread, would
+            # wait for the thread.
+            slot.holder = host
+            slot.for_thread = True
+            self._slot = slot
+            self._thread = thread
+            gate._threads[thread] = slot
+
+    def _check(self, thread: int, host: Task) -> None:
+        gate = self.gate
+        name = gate.name
+        if thread in gate._threads:
+            raise RuntimeError(
+                f"this thread holds a slot of gate {name!r} already; to wait for another would be to wait for itself"
+            )
+        if host in gate._owners:
+            raise RuntimeError(
+                f"the task that started this thread owns a slot of gate {name!r} and waits for the thread, so that to "
+                "wait for another would be to wait for itself. The thread may work without asking"
+            )
+        mine = [tied for tied in gate._tied if isinstance(tied, DetachedSlot) and tied.for_thread]
+        mine = [slot for slot in mine if slot.holder is host]
+        if self._max_wait and mine and gate._admission.blocked_by(mine, self.priority):
+            raise RuntimeError(
+                f"this thread was started under limiter= of gate {name!r}, so that it runs in a slot already; to wait "
+                "for another would be to wait for itself"
+            )
+
+    def _give_back(self) -> None:
+        """In the trio thread: the slot is wanted no more, whether it is held or still waited for."""
+        self._unwanted = True
+        slot, self._slot = self._slot, None
+        if slot is None:
+            self._scope.cancel()
+        elif slot._admission is self.gate._admission:  # else the gate serves another run by now
+            del self.gate._threads[self._thread]
+            slot.release()
+
+
+def _host_task() -> Task | None:
+    """The task that has started this worker thread and waits for it; None if trio doesn't say.
+
+    trio has no public name for it. Where it isn't known, a thread that may be abandoned can come to wait for itself.
+    """
+    data = getattr(trio._threads, "PARENT_TASK_DATA", None)
+    register = getattr(data, "task_register", None)
+    return register[0] if register else None
