@@ -362,6 +362,7 @@ def test_types_and_help_in_the_text_of_a_scrape() -> None:
         "mlxgate_call_outcomes_total": "counter",
         "mlxgate_call_starving_total": "counter",
         "mlxgate_slot_overdue_total": "counter",
+        "mlxgate_slot_orphaned_total": "counter",
     }
     assert "# HELP mlxgate_slot_wait_time_seconds How long a call stood in the queue" in text
 

@@ -1,0 +1,414 @@
+"""The gate asked from inside of worker threads."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_mlxgate import Gate, Priority, WaitTooLong
+from trio_mlxgate.instrumentation import Details, Granted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIMIT = 30
+"""Seconds of real time after which a test is taken to hang: threads know no virtual clock."""
+
+
+async def in_thread(work: Callable[[], Any], **kwargs: Any) -> Any:
+    with trio.fail_after(LIMIT):
+        return await trio.to_thread.run_sync(work, **kwargs)
+
+
+@pytest.fixture(params=[False, True], ids=["kept", "may be abandoned"])
+def abandon(request: pytest.FixtureRequest) -> bool:
+    """Whether the threads may be abandoned: trio then runs what they ask for in another way."""
+    return bool(request.param)
+
+
+def gate_of(capacity: int = 1, **options: Any) -> Gate:
+    return Gate(capacity, outer_deadline="allow", **options)
+
+
+async def test_a_thread_holds_a_slot_for_its_block(abandon: bool) -> None:
+    gate = gate_of()
+
+    def work() -> None:
+        with gate.from_thread(Priority.FOREGROUND) as slot:
+            assert slot.waited >= 0
+            assert "held" in repr(slot)
+            assert trio.from_thread.run_sync(gate.statistics).in_flight == 1
+        assert trio.from_thread.run_sync(gate.statistics).in_flight == 0
+        with pytest.raises(ValueError, match="the body's"), gate.from_thread():
+            raise ValueError("the body's")
+        assert trio.from_thread.run_sync(gate.statistics).in_flight == 0
+        with pytest.raises(RuntimeError, match="only once"), slot:
+            pass
+
+    await in_thread(work, abandon_on_cancel=abandon)
+    seen = gate.statistics()
+    assert (seen.in_flight, seen.admitted) == (0, 2)
+    assert not gate._threads
+    assert not gate._tied
+
+
+async def test_who_waits_gets_the_slot_of_a_thread_and_the_other_way_round(abandon: bool) -> None:
+    gate, order = gate_of(), []
+
+    def work(name: str, priority: int) -> None:
+        with gate.from_thread(priority):
+            order.append(name)
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            async with gate.slot():
+                for count, (name, priority) in enumerate((("digest", 100), ("question", 0)), 1):
+                    nursery.start_soon(
+                        lambda name=name, priority=priority: trio.to_thread.run_sync(
+                            work, name, priority, abandon_on_cancel=abandon
+                        )
+                    )
+                    while gate.statistics().tasks_waiting < count:
+                        await trio.sleep(0.001)
+                order.append("task")
+    assert order == ["task", "question", "digest"]
+
+
+async def test_a_cancelled_task_takes_its_thread_out_of_the_queue() -> None:
+    gate, seen = gate_of(), []
+
+    def work() -> None:
+        try:
+            with gate.from_thread():
+                seen.append("inside")
+        except trio.Cancelled:
+            seen.append("cancelled")
+            raise
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            async with gate.slot():
+                nursery.start_soon(trio.to_thread.run_sync, work)
+                while not gate.statistics().tasks_waiting:
+                    await trio.sleep(0.001)
+                nursery.cancel_scope.cancel()
+    assert seen == ["cancelled"]
+    assert (gate.statistics().in_flight, gate.statistics().cancelled) == (0, 1)
+
+
+async def test_a_thread_whose_task_is_cancelled_already_does_not_enter(abandon: bool) -> None:
+    gate, go_on, seen, ended = gate_of(), threading.Event(), [], threading.Event()
+
+    def work() -> None:
+        try:
+            go_on.wait(LIMIT)
+            with gate.from_thread():
+                seen.append("inside")
+        except trio.Cancelled:
+            seen.append("cancelled")
+        finally:
+            ended.set()
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: trio.to_thread.run_sync(work, abandon_on_cancel=abandon))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            go_on.set()
+        while not ended.is_set():
+            await trio.sleep(0.001)
+    assert seen == ["cancelled"]
+    assert gate.statistics().in_flight == 0
+
+
+async def test_the_gates_refusals_come_through(abandon: bool) -> None:
+    gate = gate_of()
+
+    def work() -> None:
+        with pytest.raises(WaitTooLong), gate.from_thread(max_wait=0.01):
+            pass
+        trio.from_thread.run(gate.aclose)
+        with pytest.raises(trio.ClosedResourceError), gate.from_thread():
+            pass
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            end = trio.Event()
+
+            async def hold() -> None:
+                async with gate.slot():
+                    await end.wait()
+
+            nursery.start_soon(hold)
+            await wait_all_tasks_blocked()
+            await in_thread(work, abandon_on_cancel=abandon)
+            end.set()
+
+
+async def test_a_thread_does_not_wait_for_itself(abandon: bool) -> None:
+    gate = gate_of(5)
+
+    def twice() -> None:
+        with gate.from_thread():
+            with pytest.raises(RuntimeError, match="this thread holds a slot of gate 'mlx' already"), gate.from_thread():
+                pass
+            assert trio.from_thread.run_sync(gate.statistics).in_flight == 1
+
+    await in_thread(twice, abandon_on_cancel=abandon)
+
+
+async def test_a_thread_does_not_wait_for_the_slot_of_its_task(abandon: bool) -> None:
+    gate = gate_of(5)
+
+    def work() -> None:
+        with pytest.raises(RuntimeError, match="the task that started this thread owns a slot"), gate.from_thread():
+            pass
+
+    async with gate.slot():
+        await in_thread(work, abandon_on_cancel=abandon)
+    assert gate.statistics().in_flight == 0
+
+
+async def test_a_thread_under_the_limiter_does_not_wait_for_the_slot_that_it_runs_in(abandon: bool) -> None:
+    gate = gate_of(1)
+
+    def refused() -> None:
+        with pytest.raises(RuntimeError, match="under limiter= of gate 'mlx'"), gate.from_thread():
+            pass
+
+    await in_thread(refused, limiter=gate.limiter(), abandon_on_cancel=abandon)
+    gate.capacity = 2
+
+    def admitted() -> None:
+        with gate.from_thread():
+            pass
+
+    await in_thread(admitted, limiter=gate.limiter(), abandon_on_cancel=abandon)
+    assert gate.statistics().in_flight == 0
+
+
+async def test_a_coroutine_that_a_thread_runs_does_not_wait_for_the_thread() -> None:
+    gate = gate_of(1)
+
+    async def ask() -> None:
+        async with gate.slot():
+            pass
+
+    def work() -> None:
+        with gate.from_thread(), pytest.raises(RuntimeError, match="wait for itself"):
+            trio.from_thread.run(ask)
+        trio.from_thread.run(ask)
+
+    await in_thread(work)
+
+
+async def test_trios_own_thread_is_told_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="in a task use 'async with gate.slot"), gate_of().from_thread():
+        pass
+
+
+def test_arguments_are_checked_at_once() -> None:
+    for bad in ({"priority": 1.5}, {"max_wait": -1}, {"outer_deadline": "maybe"}):
+        arguments: Any = bad
+        with pytest.raises((TypeError, ValueError)):
+            gate_of().from_thread(**arguments)
+
+
+# ---- threads that trio has not started ----
+
+
+def test_a_thread_of_ones_own_asks_the_run_that_uses_the_gate() -> None:
+    gate, seen = gate_of(), []
+
+    def work() -> None:
+        with gate.from_thread() as slot:
+            seen.append(slot.waited)
+
+    with pytest.raises(RuntimeError, match="not started by trio, and no trio run uses gate 'mlx' yet"), gate.from_thread():
+        pass
+
+    async def main() -> None:
+        with trio.fail_after(LIMIT):
+            async with gate.slot():
+                thread = threading.Thread(target=work)
+                thread.start()
+                while not gate.statistics().tasks_waiting:
+                    await trio.sleep(0.001)
+            await trio.to_thread.run_sync(thread.join)
+        assert len(seen) == 1
+        assert gate.statistics().in_flight == 0
+
+    trio.run(main)
+    with pytest.raises(trio.RunFinishedError), gate.from_thread():
+        pass
+
+
+def test_a_thread_of_ones_own_may_name_the_run() -> None:
+    gate, seen = gate_of(), []
+
+    async def main() -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def work() -> None:
+            with gate.from_thread(trio_token=token):
+                seen.append(1)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        with trio.fail_after(LIMIT):
+            await trio.to_thread.run_sync(thread.join)
+
+    trio.run(main)
+    assert seen == [1]
+
+
+def test_the_end_of_the_run_is_told_to_who_waits_and_nothing_to_who_holds() -> None:
+    gate, seen = gate_of(), []
+    holds, waits, over = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with gate.from_thread():
+            holds.set()
+            over.wait(LIMIT)
+        seen.append("held")
+
+    def wait() -> None:
+        try:
+            waits.set()
+            with gate.from_thread():
+                pass
+        except trio.RunFinishedError:
+            seen.append("run finished")
+
+    async def main() -> None:
+        async with gate.slot():
+            pass
+        threads[0].start()
+        await trio.to_thread.run_sync(holds.wait, LIMIT)
+        threads[1].start()
+        with trio.fail_after(LIMIT):
+            while not gate.statistics().tasks_waiting:
+                await trio.sleep(0.001)
+
+    threads = [threading.Thread(target=work) for work in (hold, wait)]
+    trio.run(main)
+    over.set()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert sorted(seen) == ["held", "run finished"]
+    # And the gate is free for another run.
+    trio.run(use, gate)
+
+
+async def use(gate: Gate) -> None:
+    assert gate.statistics().in_flight == 0
+    async with gate.slot():
+        pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to threads")
+def test_control_c_in_a_foreign_main_thread_loses_no_slot() -> None:
+    """trio runs in a thread; the main thread waits for a slot, and is interrupted before and after the grant."""
+    gate, started, stop, done = gate_of(), threading.Event(), threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with gate.slot():
+            started.set()
+            while not stop.is_set():
+                await trio.sleep(0.001)
+        with trio.fail_after(LIMIT):
+            await gate.wait_idle()
+            while gate._threads:
+                await trio.sleep(0.001)
+        done.set()
+
+    thread = threading.Thread(target=trio.run, args=(main,))
+    thread.start()
+    started.wait(LIMIT)
+
+    def interrupt() -> None:
+        time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        interrupter.start()
+        with gate.from_thread():
+            raise AssertionError("the slot is held by the task")
+    interrupter.join()
+    stop.set()
+    thread.join(LIMIT)
+    assert done.is_set()
+
+
+class Grants:
+    """Notes who was granted a slot: the priority, and the number of the arrival."""
+
+    def __init__(self) -> None:
+        self.granted: list[tuple[int, int]] = []
+
+    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+        return lambda: Granted in kinds
+
+    def __call__(self, details: Details) -> None:
+        assert isinstance(details, Granted)
+        self.granted.append((details.priority, details.seq))
+
+
+async def test_200_threads_and_200_tasks_on_one_gate() -> None:
+    """The bound holds, and the order: who came first of a class goes first, and the better class before the worse."""
+    capacity = 3
+    grants = Grants()
+    gate = gate_of(capacity, hooks=[grants])
+    lock = threading.Lock()
+    inside = most = 0
+
+    def come_in() -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+
+    def go_out() -> None:
+        nonlocal inside
+        with lock:
+            inside -= 1
+
+    def thread(priority: int) -> None:
+        with gate.from_thread(priority):
+            come_in()
+            time.sleep(0.0005)
+            go_out()
+
+    async def task(priority: int) -> None:
+        async with gate.slot(priority):
+            come_in()
+            await trio.sleep(0.0005)
+            go_out()
+
+    threads = trio.CapacityLimiter(200)
+    with trio.fail_after(4 * LIMIT):
+        async with trio.open_nursery() as nursery:
+            # All wait at first, so that their order is known: each asks when the one before it has.
+            gate.capacity = 0
+            for number in range(400):
+                priority = (0, 100)[number // 2 % 2]
+                if number % 2:
+                    nursery.start_soon(task, priority)
+                else:
+                    nursery.start_soon(
+                        lambda priority=priority: trio.to_thread.run_sync(thread, priority, limiter=threads)
+                    )
+                while gate.statistics().tasks_waiting <= number:
+                    await trio.sleep(0)
+            gate.capacity = capacity
+    assert most == capacity
+    assert (gate.statistics().in_flight, gate.statistics().admitted) == (0, 400)
+    assert grants.granted == sorted(grants.granted)
+    assert len(grants.granted) == 400

@@ -1,0 +1,114 @@
+"""A task that waits for the slot of a task above it: told once for each place in the code, and let wait."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.gate.helpers import FOREGROUND
+from trio_mlxgate import Gate, WaitTooLong
+from trio_mlxgate.instrumentation import Details, WaitsForParent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.testing import MockClock
+
+
+class Hook:
+    def __init__(self) -> None:
+        self.told: list[WaitsForParent] = []
+
+    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+        return lambda: WaitsForParent in kinds
+
+    def __call__(self, details: Details) -> None:
+        assert isinstance(details, WaitsForParent)
+        self.told.append(details)
+
+
+async def ask(gate: Gate) -> None:
+    async with gate.slot(max_wait=5):  # the place that is told
+        pass
+
+
+async def test_a_child_waits_and_is_let_in_when_its_parent_lets_go(autojump_clock: MockClock) -> None:
+    hook = Hook()
+    gate = Gate(1, hooks=[hook])
+    async with trio.open_nursery() as nursery:
+        async with gate.slot():
+            for _ in range(3):
+                nursery.start_soon(ask, gate)
+                await trio.sleep(1)
+    (told,) = hook.told
+    assert told.site.startswith(__file__)
+    assert told.site.endswith(f":{ask.__code__.co_firstlineno + 1}")
+    assert told.parent == trio.lowlevel.current_task().name
+    assert (told.queued, told.in_flight, told.queue_length) == (True, 1, 1)
+    assert gate.statistics().admitted == 4
+
+
+async def test_it_is_a_warning_in_the_log(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(1)
+    async with trio.open_nursery() as nursery, gate.slot():
+        nursery.start_soon(ask, gate)
+        await wait_all_tasks_blocked()
+    (record,) = (record for record in caplog.records if record.levelno > logging.INFO)
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("waits_for_parent gate=mlx priority=100 seq=2 parent=")
+
+
+async def test_each_place_is_told_and_grandchildren_too(autojump_clock: MockClock) -> None:
+    hook = Hook()
+    gate = Gate(1, hooks=[hook])
+
+    async def child() -> None:
+        with pytest.raises(WaitTooLong):
+            async with gate.slot(max_wait=5):
+                pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(grandchild)
+
+    async def grandchild() -> None:
+        with pytest.raises(WaitTooLong):
+            await gate.acquire_detached(max_wait=5)
+
+    async with gate.slot(), trio.open_nursery() as nursery:
+        nursery.start_soon(child)
+    assert len({told.site for told in hook.told}) == len(hook.told) == 2
+
+
+async def test_who_could_have_another_slot_is_not_told_of(autojump_clock: MockClock) -> None:
+    hook = Hook()
+    gate = Gate(2, hooks=[hook])
+
+    async def stranger() -> None:
+        async with gate.slot():
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stranger)
+        await wait_all_tasks_blocked()
+        async with gate.slot(), trio.open_nursery() as inner:
+            inner.start_soon(ask, gate)
+    # One that waits for a stranger's slot, at capacity 1.
+    gate.capacity = 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stranger)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(ask, gate)
+    assert not hook.told
+
+
+async def test_what_is_reserved_from_it_counts(autojump_clock: MockClock) -> None:
+    """A digest whose parent holds the only slot that digests may have waits for it although one is free."""
+    hook = Hook()
+    gate = Gate(2, reserved={FOREGROUND: 1}, hooks=[hook])
+    async with trio.open_nursery() as nursery, gate.slot():
+        nursery.start_soon(ask, gate)
+        await wait_all_tasks_blocked()
+    assert len(hook.told) == 1
