@@ -40,6 +40,7 @@ class Oracle:
         max_waiting: int | Mapping[int, int] | None = None,
     ) -> None:
         self.capacity = capacity
+        self.ended: str | None = None
         self.aging = aging
         self.reserved = reserved or {}
         self.limits: dict[float, int] = {}
@@ -70,6 +71,8 @@ class Oracle:
     def arrive(self, call: Call, now: float) -> tuple[str, Call | None]:
         """What becomes of a call that comes now, and whom it supersedes."""
         call.arrived = now
+        if self.ended is not None:
+            return self.ended, None
         older = next((other for other in self.waiting if call.key is not None and other.key == call.key), None)
         if self.eligible(call.priority) and self.next_granted() is None:
             if older is not None:

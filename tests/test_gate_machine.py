@@ -15,7 +15,19 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.oracle import GRANTED, WAITING, Call, Oracle
 from trio_mlxgate import Gate, instrumentation as told
-from trio_mlxgate.testing.events import Arrive, Cancel, End, Event, Options, SetCapacity, Settle, Sleep, Tick
+from trio_mlxgate.testing.events import (
+    Arrive,
+    Cancel,
+    Close,
+    Drain,
+    End,
+    Event,
+    Options,
+    SetCapacity,
+    Settle,
+    Sleep,
+    Tick,
+)
 from trio_mlxgate.testing.play import play
 
 if TYPE_CHECKING:
@@ -36,6 +48,8 @@ class OracleHook:
         self.slots: list[tuple[Slot, dict[str, Any]]] = []
         self.superseded: tuple[Call, Call] | None = None
         self.starving: set[int] = set()
+        self.sent_away: list[Call] = []
+        self.orphaned: int | None = None
         self.broken: list[str] = []
 
     def interest(self, *_: type[told.Details]) -> Callable[[], bool]:
@@ -67,6 +81,20 @@ class OracleHook:
                 self.superseded = None
             case told.Queued():
                 self.arrive(details, WAITING)
+            case told.Ended(reason=reason):
+                oracle.ended = "closed" if reason == "drained" else reason
+                if reason != "drained":
+                    self.sent_away += oracle.in_order()
+                    oracle.waiting.clear()
+            case told.Rejected(queued=True, reason="closed" | "broken"):
+                # Best rank first.
+                assert self.sent_away.pop(0).seq == details.seq
+                assert details.reason == oracle.ended
+            case told.Rejected(seq=0, reason="closed" | "broken"):
+                assert details.reason == oracle.ended
+            case told.Orphaned():
+                assert [call.seq for call in oracle.held].count(details.seq) == 1
+                self.orphaned = details.seq
             case told.Rejected(reason="would_block"):
                 admitted = oracle.eligible(details.priority) and oracle.next_granted() is None
                 assert not admitted
@@ -94,6 +122,8 @@ class OracleHook:
                 self.starving.add(details.seq)
             case told.Released():
                 (call,) = (call for call in oracle.held if call.seq == details.seq)
+                assert self.orphaned in (None, call.seq), "an orphan is given back right away"
+                self.orphaned = None
                 assert details.held == now - call.granted
                 oracle.release(call, now)
         late = [call.seq for call in oracle.waiting if call.seq not in self.starving and now > call.arrived + STARVING]
@@ -122,7 +152,9 @@ class WatchedGate(Gate):
     """A gate whose slots its hook knows."""
 
     def __init__(self, capacity: int, **options: Any) -> None:
+        strict = options.pop("strict", False)
         self.oracle_hook = OracleHook(Oracle(capacity, **options))
+        options["strict"] = strict
         super().__init__(capacity, hooks=[self.oracle_hook], outer_deadline="raise", **options)
 
     def slot(self, *args: Any, **kwargs: Any) -> AsyncSlot:
@@ -188,28 +220,50 @@ EVENTS: st.SearchStrategy[list[Event]] = st.lists(
     ),
     max_size=40,
 ).map(lambda pieces: [event for piece in pieces for event in piece])
+# Tasks that end with a slot in hand; a strict gate breaks at the first.
+_forgetful: st.SearchStrategy[list[Event]] = st.builds(
+    lambda priority, end, passes, settled: [
+        Arrive(priority, forgets=True),
+        *([Settle()] if settled else []),
+        Arrive(0),
+        *[Tick()] * passes,
+        *(End(end), Settle()),
+    ],
+    _priorities,
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.booleans(),
+)
+# The gate ends late, for not much happens afterwards, and mostly not at all.
+_END: st.SearchStrategy[list[Event]] = st.lists(
+    st.one_of(_single, st.just(Close()), st.just(Drain())).map(lambda event: [event]) | _forgetful | _handovers,
+    max_size=8,
+).map(lambda pieces: [event for piece in pieces for event in piece])
 OPTIONS: st.SearchStrategy[Options] = st.builds(
     Options,
     aging=st.sampled_from([None, None, 0.5, 3.0, 1000.0]),
     reserved=st.sampled_from([None, None, {0: 1}, {0: 2}, {-3: 1, 50: 1}, {50: 2}]),
     max_waiting=st.sampled_from([None, None, 0, 1, 3, {100: 1}, {0: 3, 50: 1}]),
     positions=st.just(True),
+    strict=st.booleans(),
 )
 
 
 @settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
-@given(capacity=st.integers(0, 3), options=OPTIONS, events=EVENTS)
-def test_laws_through_the_trio_driver(capacity: int, options: Options, events: list[Event]) -> None:
+@given(capacity=st.integers(0, 3), options=OPTIONS, events=EVENTS, end=_END)
+def test_laws_through_the_trio_driver(capacity: int, options: Options, events: list[Event], end: list[Event]) -> None:
     gates: list[WatchedGate] = []
 
     def factory(capacity: int, **given: Any) -> Gate:
         gates.append(WatchedGate(capacity, **given))
         return gates[0]
 
-    play(factory, capacity, events, options)
+    play(factory, capacity, events + end, options)
     (gate,) = gates
     assert not gate.oracle_hook.broken
     assert not gate.oracle_hook.oracle.waiting
     assert not gate.oracle_hook.oracle.held
+    assert not gate.oracle_hook.sent_away
+    assert gate.oracle_hook.orphaned is None

@@ -31,7 +31,12 @@ class AdmissionMachine(RuleBasedStateMachine):
     """Plays the same events to the core and to the oracle."""
 
     @initialize(
-        capacity=st.integers(0, 3), aging=AGING, reserved=RESERVED, max_waiting=MAX_WAITING, measured=st.booleans()
+        capacity=st.integers(0, 3),
+        aging=AGING,
+        reserved=RESERVED,
+        max_waiting=MAX_WAITING,
+        measured=st.booleans(),
+        ends=st.sampled_from([False, False, True]),
     )
     def start(
         self,
@@ -40,11 +45,13 @@ class AdmissionMachine(RuleBasedStateMachine):
         reserved: Mapping[int, int] | None,
         max_waiting: int | Mapping[int, int] | None,
         measured: bool,
+        ends: bool,
     ) -> None:
         options: dict[str, Any] = {"aging": aging, "reserved": reserved, "max_waiting": max_waiting}
         self.core: Admission[Ticket] = Admission(capacity, starvation_warning=STARVING, **options)
         self.oracle = Oracle(capacity, **options)
         self.now = 0.0
+        self.ends = ends
         self.tickets: dict[int, Ticket] = {}
         self.reported: set[int] = set()
         self.overdue: set[int] = set()
@@ -138,7 +145,11 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(priority=PRIORITIES, key=KEYS)
     def arrive_nowait(self, priority: int, key: Any) -> None:
         ticket = Ticket(priority, supersede=key)
-        if self.oracle.eligible(priority):
+        if self.oracle.ended is not None:
+            assert self.core.request_nowait(ticket, self.now) == (False, None)
+            assert ticket.refusal == self.oracle.ended
+            self.fates["rejected"] += 1
+        elif self.oracle.eligible(priority):
             entered, superseded = self.core.request_nowait(ticket, self.now)
             self.tickets[ticket.seq] = ticket
             assert entered
@@ -177,6 +188,34 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.check_granted(self.core.release(ticket, self.now))
         with pytest.raises(RuntimeError):
             self.core.release(ticket, self.now)
+
+    @precondition(lambda self: self.oracle.held)
+    @rule(index=st.integers(0, 30))
+    def take_back(self, index: int) -> None:
+        call = self.oracle.held[index % len(self.oracle.held)]
+        self.oracle.release(call, self.now)
+        self.overdue.discard(call.seq)
+        ticket = self.ticket_of(call)
+        self.check_granted(self.core.take_back(ticket, self.now))
+        assert ticket.state is TicketState.ORPHANED
+
+    @precondition(lambda self: self.ends)
+    @rule(reason=st.sampled_from(["closed", "broken"]))
+    def refuse_newcomers(self, reason: str) -> None:
+        self.oracle.ended = self.oracle.ended or reason
+        self.core.refuse_newcomers(reason)
+
+    @precondition(lambda self: self.ends)
+    @rule(reason=st.sampled_from(["closed", "broken"]))
+    def refuse_all(self, reason: str) -> None:
+        self.oracle.ended = reason
+        waiting = [self.ticket_of(call) for call in self.oracle.in_order()]
+        self.oracle.waiting.clear()
+        assert self.core.refuse_all(reason) == waiting
+        for ticket in waiting:
+            assert ticket.state is TicketState.REJECTED
+            assert ticket.refusal == reason
+        self.fates["rejected"] += len(waiting)
 
     @rule(capacity=st.integers(0, 5))
     def set_capacity(self, capacity: int) -> None:
@@ -275,6 +314,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         seen = self.core.statistics(self.now)
         waiting = self.oracle.waiting
         assert seen.capacity == self.oracle.capacity
+        assert seen.ended == self.oracle.ended
         assert seen.in_flight == len(self.oracle.held)
         assert seen.tasks_waiting == len(waiting)
         assert list(seen.waiting_by_priority) == sorted({call.priority for call in waiting})
@@ -296,7 +336,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert core.next_alarm() == math.inf
         assert not core._line._classes
         assert not any((core._held, core._keys, core._unreported, core._starving, len(core._alarms)))
-        assert core.admits(10**6) == (core.capacity > 0)
+        assert core.admits(10**6) == (core.capacity > 0 and core.ended is None)
 
 
 AdmissionMachine.TestCase.settings = settings(

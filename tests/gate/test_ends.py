@@ -113,6 +113,7 @@ async def test_drain_serves_who_waits_and_refuses_who_comes(autojump_clock: Mock
         for name, priority in (("a", BACKGROUND), ("b", BACKGROUND), ("c", FOREGROUND)):
             nursery.start_soon(job, gate, log, name, priority, 5)
             await wait_all_tasks_blocked()
+
         async def late() -> None:
             await trio.sleep(7)
             await closed(gate, log, "late", priority=FOREGROUND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 import time
@@ -66,17 +67,13 @@ async def test_who_waits_gets_the_slot_of_a_thread_and_the_other_way_round(aband
             order.append(name)
 
     with trio.fail_after(LIMIT):
-        async with trio.open_nursery() as nursery:
-            async with gate.slot():
-                for count, (name, priority) in enumerate((("digest", 100), ("question", 0)), 1):
-                    nursery.start_soon(
-                        lambda name=name, priority=priority: trio.to_thread.run_sync(
-                            work, name, priority, abandon_on_cancel=abandon
-                        )
-                    )
-                    while gate.statistics().tasks_waiting < count:
-                        await trio.sleep(0.001)
-                order.append("task")
+        async with trio.open_nursery() as nursery, gate.slot():
+            for count, (name, priority) in enumerate((("digest", 100), ("question", 0)), 1):
+                start = functools.partial(trio.to_thread.run_sync, abandon_on_cancel=abandon)
+                nursery.start_soon(start, work, name, priority)
+                while gate.statistics().tasks_waiting < count:
+                    await trio.sleep(0.001)
+            order.append("task")
     assert order == ["task", "question", "digest"]
 
 
@@ -92,12 +89,11 @@ async def test_a_cancelled_task_takes_its_thread_out_of_the_queue() -> None:
             raise
 
     with trio.fail_after(LIMIT):
-        async with trio.open_nursery() as nursery:
-            async with gate.slot():
-                nursery.start_soon(trio.to_thread.run_sync, work)
-                while not gate.statistics().tasks_waiting:
-                    await trio.sleep(0.001)
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery, gate.slot():
+            nursery.start_soon(trio.to_thread.run_sync, work)
+            while not gate.statistics().tasks_waiting:
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
     assert seen == ["cancelled"]
     assert (gate.statistics().in_flight, gate.statistics().cancelled) == (0, 1)
 
@@ -156,7 +152,10 @@ async def test_a_thread_does_not_wait_for_itself(abandon: bool) -> None:
 
     def twice() -> None:
         with gate.from_thread():
-            with pytest.raises(RuntimeError, match="this thread holds a slot of gate 'mlx' already"), gate.from_thread():
+            with (
+                pytest.raises(RuntimeError, match="this thread holds a slot of gate 'mlx' already"),
+                gate.from_thread(),
+            ):
                 pass
             assert trio.from_thread.run_sync(gate.statistics).in_flight == 1
 
@@ -209,7 +208,7 @@ async def test_a_coroutine_that_a_thread_runs_does_not_wait_for_the_thread() -> 
 
 
 async def test_trios_own_thread_is_told_what_to_do() -> None:
-    with pytest.raises(RuntimeError, match="in a task use 'async with gate.slot"), gate_of().from_thread():
+    with pytest.raises(RuntimeError, match=r"in a task use 'async with gate\.slot"), gate_of().from_thread():
         pass
 
 
@@ -230,7 +229,10 @@ def test_a_thread_of_ones_own_asks_the_run_that_uses_the_gate() -> None:
         with gate.from_thread() as slot:
             seen.append(slot.waited)
 
-    with pytest.raises(RuntimeError, match="not started by trio, and no trio run uses gate 'mlx' yet"), gate.from_thread():
+    with (
+        pytest.raises(RuntimeError, match="not started by trio, and no trio run uses gate 'mlx' yet"),
+        gate.from_thread(),
+    ):
         pass
 
     async def main() -> None:
@@ -337,10 +339,9 @@ def test_control_c_in_a_foreign_main_thread_loses_no_slot() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     interrupter = threading.Thread(target=interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        interrupter.start()
-        with gate.from_thread():
-            raise AssertionError("the slot is held by the task")
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt), gate.from_thread():
+        raise AssertionError("the slot is held by the task")
     interrupter.join()
     stop.set()
     thread.join(LIMIT)
@@ -392,7 +393,7 @@ async def test_200_threads_and_200_tasks_on_one_gate() -> None:
             await trio.sleep(0.0005)
             go_out()
 
-    threads = trio.CapacityLimiter(200)
+    start = functools.partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(200))
     with trio.fail_after(4 * LIMIT):
         async with trio.open_nursery() as nursery:
             # All wait at first, so that their order is known: each asks when the one before it has.
@@ -402,9 +403,7 @@ async def test_200_threads_and_200_tasks_on_one_gate() -> None:
                 if number % 2:
                     nursery.start_soon(task, priority)
                 else:
-                    nursery.start_soon(
-                        lambda priority=priority: trio.to_thread.run_sync(thread, priority, limiter=threads)
-                    )
+                    nursery.start_soon(start, thread, priority)
                 while gate.statistics().tasks_waiting <= number:
                     await trio.sleep(0)
             gate.capacity = capacity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ async def test_threads_run_in_slots_of_the_gate() -> None:
         async with trio.open_nursery() as nursery:
             for number in range(10):
                 limiter = gate.limiter(FOREGROUND if number % 2 else BACKGROUND, outer_deadline="allow")
-                nursery.start_soon(lambda limiter=limiter: trio.to_thread.run_sync(inside, limiter=limiter))
+                nursery.start_soon(functools.partial(trio.to_thread.run_sync, inside, limiter=limiter))
     assert inside.most == 2
     seen = gate.statistics()
     assert (seen.in_flight, seen.tasks_waiting, seen.admitted) == (0, 0, 10)

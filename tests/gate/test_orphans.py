@@ -14,10 +14,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, job, run
 from trio_mlxgate import Gate
-from trio_mlxgate.instrumentation import Details
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from trio_mlxgate.instrumentation import Details
 
 
 class Hook:

@@ -39,11 +39,10 @@ async def ask(gate: Gate) -> None:
 async def test_a_child_waits_and_is_let_in_when_its_parent_lets_go(autojump_clock: MockClock) -> None:
     hook = Hook()
     gate = Gate(1, hooks=[hook])
-    async with trio.open_nursery() as nursery:
-        async with gate.slot():
-            for _ in range(3):
-                nursery.start_soon(ask, gate)
-                await trio.sleep(1)
+    async with trio.open_nursery() as nursery, gate.slot():
+        for _ in range(3):
+            nursery.start_soon(ask, gate)
+            await trio.sleep(1)
     (told,) = hook.told
     assert told.site.startswith(__file__)
     assert told.site.endswith(f":{ask.__code__.co_firstlineno + 1}")

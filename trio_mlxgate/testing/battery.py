@@ -8,7 +8,8 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from trio_mlxgate.testing.checking import only
-from trio_mlxgate.testing.checks_of_options import OPTION_CHECKS
+from trio_mlxgate.testing.checks_of_ends import END_CHECKS
+from trio_mlxgate.testing.checks_of_options import OPTION_CHECKS as _OPTION_CHECKS
 from trio_mlxgate.testing.checks_of_order import (
     a_bad_capacity_changes_nothing,
     a_fall_drains,
@@ -32,6 +33,8 @@ from trio_mlxgate.testing.checks_of_slots import (
 from trio_mlxgate.testing.events import (
     Arrive,
     Cancel,
+    Close,
+    Drain,
     End,
     Event,
     LawBroken,
@@ -68,9 +71,13 @@ CHECKS: Final[tuple[Check, ...]] = (
 )
 """The single checks of :func:`check_gate`; each takes the factory alone, and its docstring names its law."""
 
+OPTION_CHECKS: Final = _OPTION_CHECKS | END_CHECKS
+"""The single checks of each option."""
+
 OPTIONS: Final = frozenset(OPTION_CHECKS)
 """The options of the gate that :func:`check_gate` knows: ``aging``, ``reserved``, ``max_waiting``, ``supersede``,
-``outer_deadline``, and ``positions`` and ``progress`` for what waiting calls are told."""
+``outer_deadline``, ``strict`` (which is: slots of tasks that have ended are taken back), ``positions`` and ``progress``
+for what waiting calls are told, ``ends`` for ``aclose()``, ``drain()`` and ``wait_idle()``, and ``limiter``."""
 
 
 def check_gate(factory: GateFactory, *, options: Collection[str] = (), rounds: int = 300, seed: int = 0) -> None:
@@ -101,7 +108,8 @@ def check_gate(factory: GateFactory, *, options: Collection[str] = (), rounds: i
     for number in range(rounds):
         capacity = source.randrange(4)
         chosen = random_options(source, options)
-        events = random_events(source, supersede="supersede" in options)
+        known = {name: name in options for name in ("supersede", "ends", "strict")}
+        events = random_events(source, **known)
         error = _failure(factory, capacity, events, chosen)
         if error is not None:
             events, error = _shrink(factory, capacity, events, chosen, error)
@@ -121,10 +129,13 @@ def random_options(source: random.Random, options: Collection[str]) -> Options:
         reserved=reserved if "reserved" in options else None,
         max_waiting=max_waiting if "max_waiting" in options else None,
         positions="positions" in options,
+        strict="strict" in options and source.random() < 0.5,
     )
 
 
-def random_events(source: random.Random, *, supersede: bool = False) -> list[Event]:
+def random_events(
+    source: random.Random, *, supersede: bool = False, ends: bool = False, strict: bool = False
+) -> list[Event]:
     """A random sequence of up to some 100 events for :func:`trio_mlxgate.testing.play.play`."""
     limits = (math.inf, math.inf, math.inf, 0.0, 0.5, 2.0)
     priorities = (0, 0, 100, 100, 50, -3)
@@ -155,6 +166,14 @@ def random_events(source: random.Random, *, supersede: bool = False) -> list[Eve
             events += [Arrive(0), Settle(), Arrive(0), Settle(), End(index()), *ticks, Cancel(source.randrange(6))]
         else:
             events.append(source.choice(makers)())
+        if strict and source.random() < 0.03:
+            events += [Arrive(source.choice(priorities), forgets=True), *[Tick()] * source.randrange(3), End(index())]
+    if ends and events and source.random() < 0.4:
+        # Late, for not much happens afterwards.
+        where = source.randrange(len(events) // 2, len(events))
+        events[where:where] = [source.choice((Close(), Drain()))]
+        if source.random() < 0.3:
+            events.append(Close())
     return events
 
 

@@ -52,6 +52,8 @@ class Arrive:
     hold_timeout: float = math.inf
     nowait: bool = False
     supersede: Hashable | None = None
+    forgets: bool = False
+    """Whether the task, once told to end, does so without giving its slot back."""
 
 
 @attrs.frozen
@@ -77,6 +79,16 @@ class SetCapacity:
 
 
 @attrs.frozen
+class Close:
+    """The gate is closed: who waits is sent away, too."""
+
+
+@attrs.frozen
+class Drain:
+    """The gate is drained: newcomers are sent away; somebody waits for it to be idle."""
+
+
+@attrs.frozen
 class Tick:
     """One scheduler pass. Without it, events happen within one pass: that is where races live."""
 
@@ -93,7 +105,7 @@ class Sleep:
     seconds: float
 
 
-Event: TypeAlias = Arrive | End | Cancel | SetCapacity | Tick | Settle | Sleep
+Event: TypeAlias = Arrive | End | Cancel | SetCapacity | Close | Drain | Tick | Settle | Sleep
 
 
 @attrs.frozen(kw_only=True)
@@ -105,10 +117,13 @@ class Options:
     max_waiting: int | Mapping[int, int] | None = None
     positions: bool = False
     """Whether the objects that ``slot()`` returns have a ``position``."""
+    strict: bool = False
+    """Whether the gate breaks when a task ends without giving its slot back."""
 
     def for_the_gate(self) -> dict[str, Any]:
         """What the gate is made with; nothing for what is off, so that a gate need not know it."""
-        options = {"aging": self.aging, "reserved": self.reserved, "max_waiting": self.max_waiting}
+        options: dict[str, Any] = {"aging": self.aging, "reserved": self.reserved, "max_waiting": self.max_waiting}
+        options["strict"] = self.strict or None
         return {name: value for name, value in options.items() if value is not None}
 
     def limits(self) -> dict[float, int]:

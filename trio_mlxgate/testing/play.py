@@ -10,7 +10,6 @@ import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -18,6 +17,8 @@ from trio_mlxgate.errors import QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.testing.events import (
     Arrive,
     Cancel,
+    Close,
+    Drain,
     End,
     Event,
     GateLike,
@@ -28,6 +29,7 @@ from trio_mlxgate.testing.events import (
     Sleep,
     Tick,
 )
+from trio_mlxgate.testing.judging import Call, Judge, waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,169 +40,8 @@ class _Boom(Exception):
     """What a body raises that is told to fail."""
 
 
-@attrs.define(eq=False)
-class _Call:
-    number: int
-    arrive: Arrive
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    end: trio.Event = attrs.field(factory=trio.Event)
-    fail: bool = False
-    asked: bool = False
-    asked_at: float = math.nan
-    asked_in: int = -1  # the number of the settle before that
-    entered_in: int = -1  # the number of the settle before it came in
-    inside: bool = False
-    fate: str | None = None
-    over: bool = False
-    waited_since: int = -1  # the number of the settle at which it was first seen to wait
-    slot: Any = None
-    # What it is ordered by, once it has been seen to wait: the rank, then when it was first seen. None: not known,
-    # since it took the place of another one, and of which one is not to be seen from outside.
-    rank: tuple[float, float] | None = None
-
-
-class _Player:
-    def __init__(self, gate: GateLike, options: Options) -> None:
-        self.gate = gate
-        self.options = options
-        self.superseded: list[_Call] = []  # since all was settled last
-        self.most = gate.capacity  # the largest capacity since all was settled last
-        self.calls: list[_Call] = []
-        self.releasing: _Call | None = None
-        self.settles = 0
-        self.passes = 0
-        self.passed: list[tuple[int, _Call, _Call]] = []
-        self.last = gate.statistics()
-
-    def require(self, holds: bool, law: str, what: str) -> None:
-        if not holds:
-            raise LawBroken(f"law {law}: {what}; {self.gate.statistics()}")
-
-    def observe(self) -> None:
-        """To be called at every step: what must hold at any moment."""
-        now = self.gate.statistics()
-        self.require(self.releasing is None, "5", "there is a checkpoint while a slot is given back")
-        self.require(
-            now.admitted == self.last.admitted or now.in_flight <= now.capacity,
-            "1",
-            "a slot was granted although none was free",
-        )
-        self.require(
-            bool(self.options.reserved) or not (now.in_flight < now.capacity and now.tasks_waiting),
-            "7",
-            "a slot is free and somebody waits for it",
-        )
-        for key, limit in self.options.limits().items():
-            waiting = sum(count for priority, count in now.waiting_by_priority.items() if priority >= key)
-            self.require(waiting <= limit, "4", f"{waiting} wait although max_waiting is {limit} from {key} on")
-        if self.options.positions:
-            positions = sorted(
-                call.slot.position for call in self.calls if call.slot is not None and call.slot.position
-            )
-            expected = list(range(1, now.tasks_waiting + 1))
-            self.require(positions == expected, "16", f"the positions are {positions}")
-        self.require(
-            sum(now.waiting_by_priority.values()) == now.tasks_waiting, "16", "the waiters of the classes don't add up"
-        )
-        inside = sum(call.inside for call in self.calls)
-        self.require(inside <= now.in_flight, "2", f"{inside} bodies are inside")
-        self.last = now
-
-    def observe_settled(self) -> None:
-        """What must hold when everything that can run has run."""
-        self.settles += 1
-        self.observe()
-        self.judge_order(settled=True)
-        now = self.last
-        inside = [call for call in self.calls if call.inside]
-        waiting = [call for call in self.calls if call.asked and call.fate is None]
-        self.require(len(inside) == now.in_flight, "2", f"{len(inside)} bodies are inside")
-        self.require(len(waiting) == now.tasks_waiting, "16", f"{len(waiting)} calls are waiting")
-        by_priority: dict[int, int] = {}
-        for call in sorted(waiting, key=lambda call: call.arrive.priority):
-            by_priority[call.arrive.priority] = by_priority.get(call.arrive.priority, 0) + 1
-        self.require(dict(now.waiting_by_priority) == by_priority, "16", f"{by_priority} calls are waiting")
-        for fate, count in (("admitted", now.admitted), ("cancelled", now.cancelled), ("rejected", now.rejected)):
-            seen = sum(call.fate == fate for call in self.calls)
-            self.require(seen == count, "4", f"{seen} calls were {fate}")
-        for call in waiting:
-            held = [other.arrive.priority for other in inside]
-            free = self.options.eligible(call.arrive.priority, held, now.capacity)
-            self.require(not free, "7", f"a slot is free for {call.arrive}, which waits for it")
-            if call.waited_since < 0:
-                call.waited_since = self.settles
-                self.judge_takeover(call)
-        self.judge_newcomers(inside, waiting)
-        keys = [call.arrive.supersede for call in waiting if call.arrive.supersede is not None]
-        self.require(len(keys) == len(set(keys)), "4", f"two wait with the same key: {keys}")
-        self.superseded = []
-        if self.options.positions:
-            known = [call for call in waiting if call.rank is not None]
-            in_order = [call.rank for call in sorted(known, key=lambda call: call.slot.position)]
-            self.require(in_order == sorted(in_order, key=_known), "16", f"positions are not in rank order: {in_order}")
-
-    def judge_newcomers(self, inside: list[_Call], waiting: list[_Call]) -> None:
-        """Those that came in since all was settled last: was there room, and have they superseded whom they must?"""
-        came_in = [call for call in self.calls if call.entered_in == self.settles - 1]
-        reserved = self.options.reserved or {}
-        for key in reserved:
-            worse = [call for call in inside if call.arrive.priority > key]
-            share = max(1, self.most - sum(count for other, count in reserved.items() if other <= key))
-            granted = any(call.arrive.priority > key for call in came_in)
-            what = f"{len(worse)} slots are held by worse priorities than {key}, whose share is {share}"
-            self.require(not granted or len(worse) <= share, "11", what)
-        for call in came_in:
-            older = [
-                other.arrive
-                for other in waiting
-                if other.arrive.supersede == call.arrive.supersede is not None
-                and 0 <= other.waited_since < self.settles <= call.asked_in + 1
-            ]
-            self.require(not older, "4", f"{call.arrive} came in, and did not supersede {older}")
-        self.most = self.gate.capacity
-
-    def judge_takeover(self, call: _Call) -> None:
-        """The call waits, as is seen for the first time: say by what it is ordered."""
-        key = call.arrive.supersede
-        older = [other for other in self.superseded if other.arrive.supersede == key]
-        newer = [other for other in self.calls if other.arrive.supersede == key and other.asked_in == call.asked_in]
-        if not older:
-            call.rank = (self.options.rank(call.arrive.priority, call.asked_at), call.waited_since)
-        elif len(older) == len(newer) == 1 and older[0].arrive.priority == call.arrive.priority:
-            call.rank = older[0].rank
-
-    def entered(self, call: _Call) -> None:
-        call.inside = True
-        call.entered_in = self.settles
-        call.fate = "admitted"
-        self.observe()
-        mine = call.rank
-        if call.waited_since < 0 and call.arrive.supersede not in [other.arrive.supersede for other in self.superseded]:
-            mine = (self.options.rank(call.arrive.priority, call.asked_at), math.inf)
-        if mine is None:
-            return
-        for other in self.calls:
-            # Seen to wait when all was settled last: whoever enters now was granted its slot after that.
-            if other.rank is None or mine <= other.rank or not _waits(other):
-                continue
-            # Where slots are reserved a worse priority may be passed over; a better one is eligible whenever this is.
-            if not self.options.reserved or other.arrive.priority <= call.arrive.priority:
-                self.passed.append((self.passes, call, other))
-
-    def judge_order(self, *, settled: bool) -> None:
-        """Who passed a better waiter? One that was granted in the same step enters in the next pass,
-        which the player may have counted, and itself gone through, before that: so the third count decides."""
-        undecided = []
-        for since, call, other in self.passed:
-            if not settled and self.passes < since + 3:
-                undecided.append((since, call, other))
-                continue
-            if call.waited_since < 0 and call.arrive.supersede in [older.arrive.supersede for older in self.superseded]:
-                continue  # it may have stood in the place of one that it superseded in the same pass
-            self.require(not _waits(other), "11", f"{call.arrive} came in while {other.arrive} was waiting")
-        self.passed = undecided
-
-    async def call(self, call: _Call) -> None:
+class _Player(Judge):
+    async def call(self, call: Call) -> None:
         """One call, from asking to its end; says of itself what became of it. A checkpoint if the call is one."""
         try:
             with call.scope:
@@ -210,7 +51,7 @@ class _Player:
                 self.releasing = None
             call.over = True
 
-    async def _call(self, call: _Call) -> None:  # noqa: ASYNC910 - some kinds of call end at once
+    async def _call(self, call: Call) -> None:  # noqa: ASYNC910 - some kinds of call end at once
         arrive = call.arrive
         gate: Any = self.gate
         asked_at = call.asked_at = trio.current_time()
@@ -226,7 +67,11 @@ class _Player:
         cancelled_before = call.scope.cancel_called
         call.asked = True
         call.asked_in = self.settles
+        call.asked_when_ended = self.ended is not None
         try:
+            if arrive.forgets:
+                await self._forget(call)
+                return
             async with slot:
                 with (
                     gate.slot_nowait(arrive.priority, hold_timeout=arrive.hold_timeout, **more)
@@ -249,6 +94,9 @@ class _Player:
             pass
         except trio.WouldBlock:
             call.fate = "rejected"
+        except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
+            call.fate = "rejected"
+            self.refused_by_the_end(call, error)
         except QueueFull as full:
             call.fate = "rejected"
             self.require(self.options.max_waiting is not None, "4", f"the queue has no limit: {full!r}")
@@ -258,7 +106,7 @@ class _Player:
                 if other.arrive.supersede == arrive.supersede is not None
                 and other.arrive.priority == arrive.priority
                 and other.waited_since == call.asked_in
-                and _waits(other)
+                and waits(other)
             ]
             self.require(not places, "4", f"{arrive} was refused, and had the place of {places}: {full!r}")
             self.require(trio.current_time() == asked_at, "14", "it took time to say that the queue is full")
@@ -283,6 +131,26 @@ class _Player:
                 call.fate = "cancelled"
             raise
 
+    async def _forget(self, call: Call) -> None:
+        """Hold a slot as others do, and end the task without giving it back. A checkpoint."""
+        await call.slot.__aenter__()
+        self.entered(call)
+        try:
+            await call.end.wait()
+        finally:
+            call.inside = False
+            self.forgotten += 1
+            if self.options.strict:
+                self.end("broken")
+
+    async def _drain(self) -> None:
+        """Drain the gate, and see that it is idle then. A checkpoint."""
+        gate: Any = self.gate
+        self.end("drained")
+        await gate.drain()
+        now = self.gate.statistics()
+        self.require(now.in_flight == now.tasks_waiting == 0, "19", "it is not idle although it was drained")
+
     async def play(self, events: Iterable[Event]) -> None:
         """Play all events, then let everybody finish, and see that nothing was lost. Always a checkpoint."""
         async with trio.open_nursery() as nursery:
@@ -294,7 +162,7 @@ class _Player:
     async def _play(self, event: Event, nursery: trio.Nursery) -> None:  # noqa: ASYNC910 - most events are no checkpoint
         match event:
             case Arrive():
-                call = _Call(len(self.calls), event)
+                call = Call(len(self.calls), event)
                 self.calls.append(call)
                 nursery.start_soon(self.call, call)
             case End(index, fail):
@@ -310,6 +178,14 @@ class _Player:
             case SetCapacity(capacity):
                 self.gate.capacity = capacity
                 self.most = max(self.most, capacity)
+            case Close():
+                gate: Any = self.gate
+                self.end("closed")
+                await gate.aclose()
+                self.passes += 1
+                self.judge_order(settled=False)
+            case Drain():
+                nursery.start_soon(self._drain)
             case Tick():
                 await trio.lowlevel.checkpoint()
                 self.passes += 1
@@ -336,14 +212,15 @@ class _Player:
         capacity = self.gate.capacity
         # Nothing is reserved from the best priority of all.
         best = min(self.options.reserved or [0])
-        last = [_Call(len(self.calls) + n, Arrive(best)) for n in range(capacity + 1)]
+        last = [Call(len(self.calls) + n, Arrive(best)) for n in range(capacity + 1)]
         self.calls += last
         for call in last:
             nursery.start_soon(self.call, call)
         await wait_all_tasks_blocked()
         self.observe_settled()
         inside = sum(call.inside for call in last)
-        self.require(inside == capacity, "3", f"of {capacity} slots {inside} are left at the end")
+        expected = capacity if self.ended is None else 0
+        self.require(inside == expected, "3", f"of {expected} slots {inside} are left at the end")
         for call in last:
             call.end.set()
         await wait_all_tasks_blocked()
@@ -351,15 +228,6 @@ class _Player:
         now = self.last
         self.require(now.in_flight == now.tasks_waiting == 0, "3", "all calls have ended")
         self.require(now.longest_wait == 0.0, "16", "nobody waits")
-
-
-def _waits(call: _Call) -> bool:
-    return call.asked and call.fate is None and not call.scope.cancel_called
-
-
-def _known(rank: tuple[float, float] | None) -> tuple[float, float]:
-    assert rank is not None
-    return rank
 
 
 def _close(seconds: float, expected: float) -> bool:
