@@ -29,6 +29,9 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "positions": (MACHINES[0], "tests/gate/test_progress.py", BATTERY),
     "outer deadline": ("tests/gate/test_outer_deadline.py",),
     "hooks": ("tests/gate/test_hooks.py", MACHINES[1]),
+    "ends": (*MACHINES, BATTERY, "tests/gate/test_ends.py", "tests/gate/test_orphans.py"),
+    "threads": ("tests/gate/test_limiter.py", "tests/gate/test_from_thread.py"),
+    "parents": ("tests/gate/test_waits_for_parent.py",),
 }
 """The tests for mutants whose names begin so, of what the state machines know little of; all others get TESTS."""
 EXAMPLES: Final = "500"
@@ -269,6 +272,58 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "hooks: a call that was refused at once is said to have queued": (
         Edit("gate.py", r"queued=ticket\.place is not None", "queued=ticket.seq > 0"),
+    ),
+    # ---- ends ----
+    "ends: a free slot of a closed gate is given away": (
+        Edit("core/admission.py", _in_method("refuse_all", r"self\._simple = False"), r"\1pass"),
+    ),
+    "ends: nowait finds a closed gate open": (Edit("core/admission.py", r" or self\.ended is not None:\n", ":\n"),),
+    "ends: a drained gate lets newcomers queue": (
+        Edit("core/admission.py", _in_method("refuse_newcomers", r"self\.ended = self\.ended or reason"), r"\1pass"),
+    ),
+    "ends: a drain sends waiters away": (
+        Edit("gate.py", r"self\._admission\.refuse_newcomers\(\)", "self._end(CLOSED)"),
+    ),
+    "ends: who waits at a closed gate is not woken": (
+        Edit("gate.py", _in_method("_end", r"if ticket\.waiter is not None:"), r"\1if ticket is None:"),
+    ),
+    "ends: who was sent away is still counted": (
+        Edit("core/admission.py", _in_method("refuse_all", r"self\._leave\(ticket\)"), r"\1self._forget_wait(ticket)"),
+    ),
+    "ends: rest is when nobody holds": (
+        Edit("ends.py", r"admission\.in_flight or admission\.tasks_waiting", "admission.in_flight"),
+    ),
+    "ends: who holds may wait for itself": (
+        Edit("ends.py", _in_method("check", r"if task in gate\._owners"), r"\1if task is None"),
+    ),
+    "ends: what an ended task held stays held": (
+        Edit("ends.py", r"gate\._take_back\(task\)", "gate._owners.pop(task)"),
+    ),
+    "ends: a strict gate hands a lost slot on": (
+        Edit("gate.py", _in_method("_take_back", r"if self\._strict and"), r"\1if False and"),
+    ),
+    "ends: a lost slot is given back twice": (
+        Edit("slots.py", r"if self\.state is TicketState\.ORPHANED:", "if False:"),
+    ),
+    "threads: a borrower has one slot however often it asks": (
+        Edit(
+            "threads.py",
+            _in_method("_note", r"self\._borrowed\.setdefault\(borrower, \[\]\)\.append\(slot\)"),
+            r"\1self._borrowed[borrower] = [slot]",
+        ),
+    ),
+    "threads: a thread waits for the slot that it runs in": (
+        Edit("threads.py", _in_method("_check", r"if self\._max_wait and mine"), r"\1if False and mine"),
+    ),
+    "threads: one that was given up keeps its slot": (
+        Edit("threads.py", _in_method("_give_back", r"self\._scope\.cancel\(\)"), r"\1pass"),
+    ),
+    "threads: an abandoned one is taken for its task's": (
+        Edit("gate.py", r"elif not tied\.for_thread or runs_for_a_thread\(\):", "else:"),
+    ),
+    "parents: told at every call": (Edit("ancestors.py", r"if site not in self\._reported:", "if True:"),),
+    "parents: told also if another slot can be had": (
+        Edit("ancestors.py", r" or not gate\._admission\.blocked_by\(owned, slot\.priority\)", ""),
     ),
 }
 """Every mutant by name, with its edits."""

@@ -144,7 +144,7 @@ class GateLimiter:
             """:meth:`acquire`. Always a checkpoint."""
             await self.acquire()
 
-        async def __aexit__(self, *_: object) -> None:
+        async def __aexit__(self, *_: object) -> None:  # noqa: ASYNC910 - like that of trio's limiter
             """:meth:`release`. Never a checkpoint."""
             self.release()
 
@@ -216,7 +216,9 @@ class ThreadSlot:
         except trio.Cancelled:
             if token is None:
                 raise
-            raise trio.RunFinishedError(f"the trio run ended while a thread waited for {self!r}") from None
+            # What was cancelled is a task of ours, which asked in the name of this thread; the thread is in no task.
+            over = f"the trio run ended while a thread waited for {self!r}"
+            raise trio.RunFinishedError(over) from None  # noqa: ASYNC104
         except BaseException:
             # A foreign thread may be interrupted while it waits for the answer: Control-C in the main thread.
             self._send_back()
@@ -316,6 +318,6 @@ def _host_task() -> Task | None:
 
     trio has no public name for it. Where it isn't known, a thread that may be abandoned can come to wait for itself.
     """
-    data = getattr(trio._threads, "PARENT_TASK_DATA", None)
+    data = getattr(getattr(trio, "_threads", None), "PARENT_TASK_DATA", None)
     register = getattr(data, "task_register", None)
     return register[0] if register else None

@@ -58,3 +58,9 @@ async def in_a_task_of_its_own(work: Callable[[], Awaitable[object]]) -> None:
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
     return trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait, in real time, for what a thread brings about."""
+    while not condition():  # noqa: ASYNC110 - threads set no trio.Event
+        await trio.sleep(0.001)

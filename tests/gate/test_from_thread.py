@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.gate.helpers import until
 from trio_mlxgate import Gate, Priority, WaitTooLong
 from trio_mlxgate.instrumentation import Details, Granted
 
@@ -25,6 +26,10 @@ LIMIT = 30
 async def in_thread(work: Callable[[], Any], **kwargs: Any) -> Any:
     with trio.fail_after(LIMIT):
         return await trio.to_thread.run_sync(work, **kwargs)
+
+
+def waiting(gate: Gate, count: int) -> bool:
+    return gate.statistics().tasks_waiting >= count
 
 
 @pytest.fixture(params=[False, True], ids=["kept", "may be abandoned"])
@@ -71,8 +76,7 @@ async def test_who_waits_gets_the_slot_of_a_thread_and_the_other_way_round(aband
             for count, (name, priority) in enumerate((("digest", 100), ("question", 0)), 1):
                 start = functools.partial(trio.to_thread.run_sync, abandon_on_cancel=abandon)
                 nursery.start_soon(start, work, name, priority)
-                while gate.statistics().tasks_waiting < count:
-                    await trio.sleep(0.001)
+                await until(functools.partial(waiting, gate, count))
             order.append("task")
     assert order == ["task", "question", "digest"]
 
@@ -91,8 +95,7 @@ async def test_a_cancelled_task_takes_its_thread_out_of_the_queue() -> None:
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery, gate.slot():
             nursery.start_soon(trio.to_thread.run_sync, work)
-            while not gate.statistics().tasks_waiting:
-                await trio.sleep(0.001)
+            await until(lambda: gate.statistics().tasks_waiting)
             nursery.cancel_scope.cancel()
     assert seen == ["cancelled"]
     assert (gate.statistics().in_flight, gate.statistics().cancelled) == (0, 1)
@@ -108,6 +111,7 @@ async def test_a_thread_whose_task_is_cancelled_already_does_not_enter(abandon: 
                 seen.append("inside")
         except trio.Cancelled:
             seen.append("cancelled")
+            raise
         finally:
             ended.set()
 
@@ -117,8 +121,7 @@ async def test_a_thread_whose_task_is_cancelled_already_does_not_enter(abandon: 
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
             go_on.set()
-        while not ended.is_set():
-            await trio.sleep(0.001)
+        await until(ended.is_set)
     assert seen == ["cancelled"]
     assert gate.statistics().in_flight == 0
 
@@ -207,7 +210,7 @@ async def test_a_coroutine_that_a_thread_runs_does_not_wait_for_the_thread() -> 
     await in_thread(work)
 
 
-async def test_trios_own_thread_is_told_what_to_do() -> None:
+async def test_trios_own_thread_is_told_what_to_do() -> None:  # noqa: ASYNC124 - it is to run in trio
     with pytest.raises(RuntimeError, match=r"in a task use 'async with gate\.slot"), gate_of().from_thread():
         pass
 
@@ -240,8 +243,7 @@ def test_a_thread_of_ones_own_asks_the_run_that_uses_the_gate() -> None:
             async with gate.slot():
                 thread = threading.Thread(target=work)
                 thread.start()
-                while not gate.statistics().tasks_waiting:
-                    await trio.sleep(0.001)
+                await until(lambda: gate.statistics().tasks_waiting)
             await trio.to_thread.run_sync(thread.join)
         assert len(seen) == 1
         assert gate.statistics().in_flight == 0
@@ -295,8 +297,7 @@ def test_the_end_of_the_run_is_told_to_who_waits_and_nothing_to_who_holds() -> N
         await trio.to_thread.run_sync(holds.wait, LIMIT)
         threads[1].start()
         with trio.fail_after(LIMIT):
-            while not gate.statistics().tasks_waiting:
-                await trio.sleep(0.001)
+            await until(lambda: gate.statistics().tasks_waiting)
 
     threads = [threading.Thread(target=work) for work in (hold, wait)]
     trio.run(main)
@@ -322,12 +323,13 @@ def test_control_c_in_a_foreign_main_thread_loses_no_slot() -> None:
     async def main() -> None:
         async with gate.slot():
             started.set()
-            while not stop.is_set():
-                await trio.sleep(0.001)
+            await until(stop.is_set)
+            with trio.fail_after(LIMIT):
+                # It leaves the queue at once, and not when its turn comes.
+                await until(lambda: gate.statistics().cancelled)
         with trio.fail_after(LIMIT):
             await gate.wait_idle()
-            while gate._threads:
-                await trio.sleep(0.001)
+            await until(lambda: not gate._threads)
         done.set()
 
     thread = threading.Thread(target=trio.run, args=(main,))
@@ -404,8 +406,7 @@ async def test_200_threads_and_200_tasks_on_one_gate() -> None:
                     nursery.start_soon(task, priority)
                 else:
                     nursery.start_soon(start, thread, priority)
-                while gate.statistics().tasks_waiting <= number:
-                    await trio.sleep(0)
+                await until(functools.partial(waiting, gate, number + 1))
             gate.capacity = capacity
     assert most == capacity
     assert (gate.statistics().in_flight, gate.statistics().admitted) == (0, 400)

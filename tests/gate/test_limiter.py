@@ -89,7 +89,7 @@ async def test_one_borrower_that_waits_twice_gets_no_more_than_the_capacity(auto
         limiter.release_on_behalf_of(borrower)
 
 
-async def test_a_borrower_may_hold_several(autojump_clock: MockClock) -> None:
+async def test_a_borrower_may_hold_several(autojump_clock: MockClock) -> None:  # noqa: ASYNC124 - it is to run in trio
     gate = Gate(3)
     limiter = gate.limiter()
     for _ in range(3):

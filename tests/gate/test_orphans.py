@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import weakref
@@ -12,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, job, run
+from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of_its_own, job, run
 from trio_mlxgate import Gate
 
 if TYPE_CHECKING:
@@ -73,19 +74,17 @@ async def test_every_way_to_end_is_seen(autojump_clock: MockClock) -> None:
     async def leaving_a_stack() -> None:
         await AsyncExitStack().enter_async_context(gate.slot())
 
-    async def nowait() -> None:  # noqa: ASYNC910 - a task is a coroutine
+    async def nowait() -> None:  # noqa: ASYNC124, ASYNC910 - a task is a coroutine
         gate.slot_nowait().__enter__()
 
     for ending in (leaving_a_stack, nowait, failing):
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(ending)
+            await in_a_task_of_its_own(ending)
         except* ValueError:
             assert ending is failing
         assert gate.statistics().in_flight == 0
     with trio.move_on_after(1):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(forgetful, gate, 100)
+        await in_a_task_of_its_own(functools.partial(forgetful, gate, 100))
     assert gate.statistics().in_flight == 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forgetful, gate)
@@ -156,8 +155,7 @@ async def test_an_open_loan_keeps_the_slot(autojump_clock: MockClock) -> None:
         await slot.__aenter__()
         loans.append(slot.lend("GET /"))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lender)
+    await in_a_task_of_its_own(lender)
     assert gate.statistics().in_flight == 1
     loans[0].release()
     assert gate.statistics().in_flight == 0
@@ -168,17 +166,15 @@ async def test_the_block_that_is_left_later_gives_nothing_back_twice(autojump_cl
 
     async def produce(hold_timeout: float) -> AsyncGenerator[int, None]:  # noqa: ASYNC900 - the mistake to be survived
         async with gate.slot(hold_timeout=hold_timeout):
-            yield 1
+            yield 1  # noqa: ASYNC119 - the same
 
     for hold_timeout in (5, float("inf")):
         generator = produce(hold_timeout)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(generator.__anext__)
+        await in_a_task_of_its_own(generator.__anext__)
         assert gate.statistics().in_flight == 0
         async with gate.slot():
             await trio.sleep(10)  # and the ended budget interrupts nobody
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(generator.aclose)
+            await in_a_task_of_its_own(generator.aclose)
             assert gate.statistics().in_flight == 1
     assert gate.statistics().in_flight == 0
 
@@ -203,16 +199,14 @@ async def test_a_gate_that_is_dropped_is_not_kept_by_who_watches_for_it() -> Non
     del gate
     gc.collect()
     assert reference() is None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.lowlevel.checkpoint)
+    await in_a_task_of_its_own(trio.lowlevel.checkpoint)
 
 
 def test_each_run_is_watched_anew() -> None:
     gate = Gate(1)
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(forgetful, gate)
+        await in_a_task_of_its_own(functools.partial(forgetful, gate))
         assert gate.statistics().in_flight == 0
 
     for _ in range(2):

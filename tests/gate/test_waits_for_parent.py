@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.gate.helpers import FOREGROUND
+from tests.gate.helpers import FOREGROUND, in_a_task_of_its_own
 from trio_mlxgate import Gate, WaitTooLong
 from trio_mlxgate.instrumentation import Details, WaitsForParent
 
@@ -69,15 +70,14 @@ async def test_each_place_is_told_and_grandchildren_too(autojump_clock: MockCloc
         with pytest.raises(WaitTooLong):
             async with gate.slot(max_wait=5):
                 pass
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(grandchild)
+        await in_a_task_of_its_own(grandchild)
 
     async def grandchild() -> None:
         with pytest.raises(WaitTooLong):
             await gate.acquire_detached(max_wait=5)
 
-    async with gate.slot(), trio.open_nursery() as nursery:
-        nursery.start_soon(child)
+    async with gate.slot():
+        await in_a_task_of_its_own(child)
     assert len({told.site for told in hook.told}) == len(hook.told) == 2
 
 
@@ -92,8 +92,8 @@ async def test_who_could_have_another_slot_is_not_told_of(autojump_clock: MockCl
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stranger)
         await wait_all_tasks_blocked()
-        async with gate.slot(), trio.open_nursery() as inner:
-            inner.start_soon(ask, gate)
+        async with gate.slot():
+            await in_a_task_of_its_own(functools.partial(ask, gate))
     # One that waits for a stranger's slot, at capacity 1.
     gate.capacity = 1
     async with trio.open_nursery() as nursery:

@@ -27,7 +27,7 @@ class Refused(Holder):
             self.refused = type(error)
 
 
-async def _refuses_newcomers(gate: Any, error: type[Exception]) -> None:
+async def _refuses_newcomers(gate: Any, error: type[Exception]) -> None:  # noqa: ASYNC910 - loops twice
     """See that nobody is let in. A checkpoint."""
     before = gate.statistics().in_flight
     for max_wait in (5, 0):
