@@ -35,6 +35,7 @@ LAYERS: Final[dict[str, int]] = {
     "gate": 2,
     "mlx": 2,
     "options": 2,
+    "endpoint_gates": 2,
     "_transport": 2,
     "httpx": 2,
     "httpx2": 2,
@@ -54,7 +55,7 @@ DECIDING_MUST_NOT_KNOW: Final = {
     *("logging", "threading", "subprocess", "signal", "contextvars", "concurrent", "multiprocessing"),
 }
 
-REQUIRED: Final = {"trio", "attrs", "outcome", "anyio", "httpx", "h11"}
+REQUIRED: Final = {"trio", "attrs", "outcome", "anyio", "httpx", "h11", "idna"}
 """The dependencies that are always there."""
 
 OPTIONAL: Final = {"rich": "cli", "httpx2": "httpx2", "prometheus_client": "prometheus", "opentelemetry": "otel"}
