@@ -5,19 +5,22 @@
 #   L1  core                     decides; knows neither trio nor a clock
 #   L2  instrumentation, parking_lot, call_sites, slots, loan, detached_slots, progress,
 #       outer_deadline, ancestors, alarms, ends, threads, refusals, gate, mlx, options,
-#       _transport, httpx, httpx2    act
+#       endpoint_gates, _transport, httpx, httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 
 from __future__ import annotations
 
+from trio_mlxgate.core.endpoints import Endpoint as Endpoint
 from trio_mlxgate.core.estimates import Outlook as Outlook
 from trio_mlxgate.core.statistics import GateStatistics as GateStatistics
 from trio_mlxgate.detached_slots import DetachedSlot as DetachedSlot
+from trio_mlxgate.endpoint_gates import EndpointGates as EndpointGates, EndpointSettings as EndpointSettings
 from trio_mlxgate.errors import (
     GateRefused as GateRefused,
     QueueFull as QueueFull,
     Superseded as Superseded,
+    UnknownEndpoint as UnknownEndpoint,
     WaitTooLong as WaitTooLong,
 )
 from trio_mlxgate.gate import Gate as Gate

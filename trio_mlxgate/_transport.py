@@ -14,6 +14,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate.endpoint_gates import EndpointGates
 from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.mlx import current_mlx_gate
 from trio_mlxgate.options import EXTENSION, RequestOptions, current_options, options_from_extension
@@ -187,7 +188,8 @@ class GateTransportBase(Generic[TransportT]):
     outside of all of the client's timeouts. A request says what it asks of the gate by
     ``extensions={"mlxgate": {"priority": 0, "max_wait": 2.0, "hold_timeout": 30.0}}`` (the fields are those of
     :class:`trio_mlxgate.RequestOptions`), by a ``Priority`` header (RFC 9218), or by
-    :func:`trio_mlxgate.use_options` around it; of these the first that names a field counts.
+    :func:`trio_mlxgate.use_options` around it; of these the first that names a field counts, and after them what
+    the endpoint's settings say, where the gate is found by URL (:class:`trio_mlxgate.EndpointGates`).
     ``response.extensions["mlxgate"]`` is ``{"waited": seconds}``.
 
     A task that owns a slot of the same gate passes, with one open response at a time; its children queue.
@@ -202,24 +204,26 @@ class GateTransportBase(Generic[TransportT]):
     which is of no client's family, so that an SDK that tries again what its client raises does not try this again.
     RuntimeError: the task would wait
     for itself, since it has a response open under its own slot, or its open responses hold all slots. TypeError,
-    ValueError: the extension is not as described. A malformed header is ignored.
+    ValueError: the extension is not as described, or no gate is found by such a URL.
+    :class:`trio_mlxgate.UnknownEndpoint`: the endpoint isn't listed. A malformed header is ignored.
     """
 
     _family: Family
 
     def __init__(
         self,
-        gate: Gate | None,
+        gate: Gate | EndpointGates | None,
         transport: TransportT,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = CLOSE_TIMEOUT,
     ) -> None:
         given: object = gate  # callers without a type checker may give anything, as the class
-        if isinstance(given, type) or (given is not None and not callable(getattr(given, "acquire_detached", None))):
+        finds = given is None or isinstance(given, EndpointGates)
+        if isinstance(given, type) or not (finds or callable(getattr(given, "acquire_detached", None))):
             raise TypeError(
-                f"GateTransport's first argument is a Gate, or None for the gate of the run, not {gate!r}; "
-                "the inner transport comes second: GateTransport(gate, transport)"
+                "GateTransport's first argument is a Gate, EndpointGates, or None for the gate of the run, "
+                f"not {gate!r}; the inner transport comes second: GateTransport(gate, transport)"
             )
         module = self._family.name
         if not isinstance(transport, self._family.transport):
@@ -336,7 +340,7 @@ class GateTransportBase(Generic[TransportT]):
 
     @enable_ki_protection
     async def _take(self, request: Any, options: RequestOptions) -> DetachedSlot | Loan:
-        gate = current_mlx_gate() if self._gate is None else self._gate
+        gate = self._gate_for(request)
         owned = gate.owned_slot()
         if owned is not None:
             await checkpoint()
@@ -373,7 +377,16 @@ class GateTransportBase(Generic[TransportT]):
         header = request.headers.get("priority")
         if header is not None:
             options = options.over(RequestOptions(priority=priority_from_header(header, self._priorities)))
-        return options.over(current_options())
+        options = options.over(current_options())
+        if isinstance(self._gate, EndpointGates):
+            options = options.over(self._gate.settings_for(str(request.url)).request)
+        return options
+
+    def _gate_for(self, request: Any) -> Gate:
+        if self._gate is None:
+            return current_mlx_gate()
+        # A redirect is a request of its own, and so has the gate of where it leads.
+        return self._gate.gate_for(str(request.url)) if isinstance(self._gate, EndpointGates) else self._gate
 
 
 def _name_of(request: Any) -> str:

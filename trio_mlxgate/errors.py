@@ -3,6 +3,7 @@
 ::
 
     Exception
+     ├── UnknownEndpoint       EndpointGates refuse what isn't listed (HTTP 404)
      └── GateRefused           the gate did not let this call in; nothing ran, nothing is held
           ├── QueueFull        too many wait already (HTTP 429)
           ├── Superseded       a newer call came with the same ``supersede`` key (HTTP 410)
@@ -62,3 +63,19 @@ class WaitTooLong(GateRefused):
     """The call waited for ``max_wait`` seconds and no slot was granted to it."""
 
     code: ClassVar[str] = "wait_too_long"
+
+
+class UnknownEndpoint(LookupError):
+    """The endpoint isn't listed with :class:`EndpointGates` that refuse what isn't. Nothing was sent.
+
+    The program or its configuration must change: trying again is of no use.
+    """
+
+    status: ClassVar[int] = 404
+    """The HTTP status with which a server would pass this on."""
+
+    code: ClassVar[str] = "unknown_endpoint"
+    """A short word for programs, as in OpenAI's ``error.code``."""
+
+    retry_after: ClassVar[None] = None
+    """Always None."""

@@ -19,6 +19,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trio_mlxgate.endpoint_gates import EndpointGates
     from trio_mlxgate.gate import Gate
 
 
@@ -46,7 +47,8 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         client = httpx2.AsyncClient(transport=GateTransport())
 
     Args:
-      gate: the gate; None is the gate of the trio run in which a request is made.
+      gate: the gate, or the gates among which a request's URL chooses; None is the gate of the trio run in which a
+        request is made.
       transport: what sends the requests; None is a new ``httpx2.AsyncHTTPTransport()``. Certificates, limits and
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
       priorities: the priority that each urgency of the ``Priority`` header names.
@@ -66,7 +68,7 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
 
     def __init__(
         self,
-        gate: Gate | None = None,
+        gate: Gate | EndpointGates | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,

@@ -45,6 +45,10 @@ class Script:
     """Raised by the body's generator when it is closed early."""
 
     on_close: Callable[[], object] = lambda: None
+    on_send: Callable[[str], object] = lambda path: None
+
+    location: str = "/there"
+    """Where ``/moved`` leads."""
 
 
 @attrs.define
@@ -85,11 +89,12 @@ class Family:
         class Inner(module.AsyncBaseTransport):  # type: ignore[misc, name-defined]
             async def handle_async_request(self, request: Any) -> Any:
                 script.sent.append((request.url.path, trio.current_time()))
+                script.on_send(request.url.path)
                 await trio.sleep(script.answer_after)
                 if script.send_error is not None:
                     raise script.send_error
                 if request.url.path == "/moved":
-                    return module.Response(302, headers={"location": "/there"}, stream=Body("/moved"))
+                    return module.Response(302, headers={"location": script.location}, stream=Body("/moved"))
                 return module.Response(200, stream=Body(request.url.path), extensions={"http_version": b"HTTP/1.1"})
 
         return Inner()
