@@ -73,5 +73,7 @@ class Alarms:
         gate._tell_granted(passed.granted)
         for ticket in passed.starving:
             gate._tell(details.Starving, ticket)
+            if ticket.waiter is not None:
+                gate._ancestors.look(ticket, ticket.waiter)
         for ticket in passed.overdue:
             gate._tell(details.Overdue, ticket)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trio_mlxgate.call_sites import call_site
+from trio.lowlevel import current_task
+
+from trio_mlxgate.call_sites import call_site, site_of
 from trio_mlxgate.instrumentation import details
 
 if TYPE_CHECKING:
@@ -22,9 +24,12 @@ class Ancestors:
         self._reported: set[tuple[str, int]] = set()
 
     def look(self, slot: Slot, task: Task) -> None:
-        """The call of ``task`` waits, and a task above it owns a slot: tell it, if no other slot could be had.
+        """The call of ``task`` waits: tell it, if tasks above it own all the slots that it could have.
 
-        It is no error: the one above may let go first. If its block can't end before this task does, both hang.
+        It is no error: those above may let go first. If their blocks can't end before this task does, all hang.
+
+        Looked at are the first calls of a run, whoever waits alone, some of all others, and who starves: so that a hang
+        is told of at some time, and a queue that moves pays little.
         """
         gate = self._gate
         owned = []
@@ -38,7 +43,7 @@ class Ancestors:
             nursery = above.parent_nursery
         if owner is None or not gate._admission.blocked_by(owned, slot.priority):
             return
-        file, line = site = call_site()
+        file, line = site = call_site() if task is current_task() else site_of(task)
         if site not in self._reported:
             self._reported.add(site)
             gate._tell(details.WaitsForParent, slot, parent=owner.name, site=f"{file}:{line}")

@@ -12,6 +12,8 @@ import trio
 if TYPE_CHECKING:
     from types import FrameType
 
+    from trio.lowlevel import Task
+
 _OWN_FILES: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Of our own files, those that use the gate as any program does.
 _OWN_CALLERS: Final = tuple(_OWN_FILES + name + os.sep for name in ("testing", "commands"))
@@ -38,7 +40,16 @@ def call_site() -> tuple[str, int]:
         if package not in _MESSENGERS:
             break
     # A task that is nothing but a call of ours has no line of its own: it is told by where its parent stands.
-    found = nearest or _innermost_frame(trio.lowlevel.current_task().parent_nursery) or frame
+    nursery = trio.lowlevel.current_task().parent_nursery
+    found = nearest or (nursery and _innermost_frame(nursery.parent_task)) or frame
+    return found.f_code.co_filename, found.f_lineno
+
+
+def site_of(task: Task) -> tuple[str, int]:
+    """File and line at which a task stands that sleeps; of its own code, if it has any."""
+    found = _innermost_frame(task)
+    if found is None:
+        return task.name, 0
     return found.f_code.co_filename, found.f_lineno
 
 
@@ -52,13 +63,17 @@ def runs_for_a_thread() -> bool:
     return False
 
 
-def _innermost_frame(nursery: trio.Nursery | None) -> FrameType | None:
-    """The innermost frame of the task of this nursery that is neither ours nor trio's."""
-    awaited: Any = None if nursery is None else nursery.parent_task.coro
+def _innermost_frame(task: Task) -> FrameType | None:
+    """The innermost frame of a task that is neither ours, nor trio's, nor a messenger's."""
+    awaited: Any = task.coro
     found = None
     while inspect.iscoroutine(awaited) and awaited.cr_frame is not None:
         package = str(awaited.cr_frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package != "trio" and not awaited.cr_frame.f_code.co_filename.startswith(_OWN_FILES):
+        if (
+            package != "trio"
+            and package not in _MESSENGERS
+            and not awaited.cr_frame.f_code.co_filename.startswith(_OWN_FILES)
+        ):
             found = awaited.cr_frame
         awaited = awaited.cr_await
     return found

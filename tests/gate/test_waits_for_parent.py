@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING
@@ -111,3 +112,34 @@ async def test_what_is_reserved_from_it_counts(autojump_clock: MockClock) -> Non
         nursery.start_soon(ask, gate)
         await wait_all_tasks_blocked()
     assert len(hook.told) == 1
+
+
+async def test_who_was_not_looked_at_is_told_of_when_it_starves(autojump_clock: MockClock) -> None:
+    """Of a long queue only some are looked at as they come: but one that hangs must come to light."""
+    hook = Hook()
+    gate = Gate(1, hooks=[hook], starvation_warning=50)
+
+    async def stranger(seconds: float) -> None:
+        with contextlib.suppress(WaitTooLong):
+            async with gate.slot(max_wait=30):
+                await trio.sleep(seconds)
+
+    async def child() -> None:
+        async with gate.slot():  # the line that is told
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stranger, 1)
+        await wait_all_tasks_blocked()
+        for _ in range(200):
+            nursery.start_soon(stranger, 1)
+        await wait_all_tasks_blocked()
+        async with gate.slot(FOREGROUND):
+            for _ in range(5):
+                nursery.start_soon(child)
+                await wait_all_tasks_blocked()
+            await trio.sleep(49)
+            assert not hook.told  # none of them was looked at
+            await trio.sleep(2)
+            assert {told.site for told in hook.told} == {f"{__file__}:{child.__code__.co_firstlineno + 1}"}
+            assert {told.waited for told in hook.told} == {50}
