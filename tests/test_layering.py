@@ -36,6 +36,7 @@ LAYERS: Final[dict[str, int]] = {
     "mlx": 2,
     "options": 2,
     "endpoint_gates": 2,
+    "_response_body": 2,
     "_transport": 2,
     "httpx": 2,
     "httpx2": 2,

@@ -4,15 +4,18 @@ sent until its response body is closed. It knows neither family: their classes c
 
 from __future__ import annotations
 
-import logging
 import math
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
+from weakref import WeakSet
 
 import anyio
 import attrs
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
+from trio_mlxgate._response_body import ResponseBody
 from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.endpoint_gates import EndpointGates
 from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
@@ -21,9 +24,10 @@ from trio_mlxgate.options import EXTENSION, RequestOptions, current_options, opt
 from trio_mlxgate.priority import URGENCY_PRIORITIES, check_priority, priority_from_header
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from trio_mlxgate._response_body import ByteStream
     from trio_mlxgate.detached_slots import DetachedSlot
     from trio_mlxgate.gate import Gate
     from trio_mlxgate.loan import Loan
@@ -31,17 +35,7 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing a response may take; it can't be cancelled, so it must have an end of its own."""
 
-LEAST_CLOSE_TIMEOUT: Final = 1.0
-"""Seconds that closing a response gets even if its hold budget is used up: a connection must be told to go."""
-
 _CLOSED_EARLY: Final = "this response was closed before it was read to its end"
-
-_logger: Final = logging.getLogger(__name__)
-
-
-class _ByteStream(Protocol):
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-    async def aclose(self) -> None: ...
 
 
 class _Transport(Protocol):
@@ -86,22 +80,33 @@ class GatedStream:
 
     def __init__(
         self,
-        inner: _ByteStream,
+        name: str,
+        inner: ByteStream,
         hold: DetachedSlot | Loan,
         family: Family,
         close_timeout: float,
         on_closed: Callable[[GatedStream], None],
     ) -> None:
-        self._inner = inner
-        self._hold = hold
+        self._body = ResponseBody(name, inner, hold, close_timeout)
         self._family = family
-        self._close_timeout = close_timeout
-        self._iterator: AsyncIterator[bytes] | None = None
-        self._reading = False
         self._ended = False
         self._on_closed = on_closed
-        self.closed = False
-        """Whether the body was closed, read to its end or broken; its slot is given back, or about to be."""
+
+    # Not weakref.finalize: this costs nothing while the stream lives, and runs once even if one of the generators
+    # that go with the stream is handed to the run to be closed, and so revives it. The arguments are for the end of
+    # the interpreter, when this module's names are gone.
+    def __del__(self, _at_exit: Callable[[], bool] = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
+        """Have a response closed that was dropped while it was open."""
+        body = self._body
+        if body.closed or _at_exit():
+            return
+        body.close_soon()
+        # Last, since it may raise.
+        _warn(
+            f"the response to {body.name} was dropped before it was closed or read to its end, and kept its slot until "
+            "the collector found it; use 'async with client.stream(...)', or close it",
+            ResourceWarning,
+        )
 
     def __aiter__(self) -> Self:
         return self
@@ -113,69 +118,46 @@ class GatedStream:
         Whatever ends the body here, the end itself or an error or a cancellation, closes it and gives the slot back.
         A body that was closed before its end raises the family's ReadError: it must not look like a whole one.
         """
+        body = self._body
         if self._ended:
             raise StopAsyncIteration
-        if self.closed:
+        if body.closed:
             raise self._family.read_error(_CLOSED_EARLY)
-        if self._reading:
+        if body.reading:
             raise anyio.BusyResourceError("reading from")
         # Who reads is who will give the slot back: see the gate's tied slots.
-        self._hold.adopt()
-        self._reading = True
+        body.hold.adopt()
+        body.reading = True
         try:
-            if self._iterator is None:
-                self._iterator = aiter(self._inner)
-            with anyio.CancelScope(deadline=self._hold.deadline):
+            if body.iterator is None:
+                body.iterator = aiter(body.inner)
+            with anyio.CancelScope(deadline=body.hold.deadline):
                 await checkpoint()
-                return await anext(self._iterator)
+                return await anext(body.iterator)
         except StopAsyncIteration:
-            self._reading = False
-            if self.closed:
+            body.reading = False
+            if body.closed:
                 raise self._family.read_error(_CLOSED_EARLY) from None
             self._ended = True
             await self.aclose()
             raise
         except BaseException:
-            self._reading = False
+            body.reading = False
             await self.aclose()
             raise
         finally:
-            self._reading = False
+            body.reading = False
         # Only our own scope ends its block without an exception and without a return.
         await self.aclose()
         raise self._family.hold_timeout("the response was not read to its end within hold_timeout")
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Close the body, then give the slot back, in that order: the server is free when the next request comes.
-
-        Always a checkpoint, and can't be cancelled. It is given up after ``close_timeout`` seconds, or when the hold
-        budget is used up, but not before :data:`LEAST_CLOSE_TIMEOUT` seconds. The second time it does nothing else.
-        """
-        await cancel_shielded_checkpoint()
-        if self.closed:
-            return
-        self.closed = True
-        start = anyio.current_time()
-        least = start + min(LEAST_CLOSE_TIMEOUT, self._close_timeout)
-        last = max(least, min(start + self._close_timeout, self._hold.deadline))
+        """Close the body and give the slot back, as :meth:`ResponseBody.aclose` says. Always a checkpoint."""
         try:
-            # A generator that another task is running can't be closed; closing the stream below ends it.
-            closer = getattr(self._iterator, "aclose", None)
-            if closer is not None and not self._reading:
-                # Half of the time at most: the stream itself, which has the connection, must get its turn.
-                with anyio.CancelScope(shield=True, deadline=start + (last - start) / 2):
-                    await closer()
+            await self._body.aclose()
         finally:
-            try:
-                with anyio.CancelScope(shield=True, deadline=last) as scope:
-                    await self._inner.aclose()
-                if scope.cancelled_caught:
-                    took = anyio.current_time() - start
-                    _logger.warning("a response was not closed within %.3g s; its slot is given back", took)
-            finally:
-                self._on_closed(self)
-                self._hold.release()
+            self._on_closed(self)
 
 
 TransportT = TypeVar("TransportT", bound=_Transport)
@@ -196,7 +178,8 @@ class GateTransportBase(Generic[TransportT]):
 
     The hold budget ends sending and reading, and gives the slot back; closing has what is left of it, and a second at
     least. While nobody reads it interrupts nobody: a response that lies open keeps its slot, and is reported one
-    second after its deadline.
+    second after its deadline. One that is dropped open keeps its slot until the collector finds it: then it is
+    closed in its run, with a ResourceWarning.
 
     A request raises, beside what the inner transport does, exceptions that are the gate's own and of the
     client's family at once: ``QueueFull`` (a ``ConnectError``) and ``WaitTooLong`` (a ``PoolTimeout``), with nothing
@@ -238,8 +221,8 @@ class GateTransportBase(Generic[TransportT]):
         self._close_timeout = check_seconds("close_timeout", close_timeout)
         if math.isinf(self._close_timeout):
             raise ValueError("close_timeout must be finite: closing can't be cancelled")
-        # Not weak references: a response that was dropped unread still has its slot, and must be found here.
-        self._open: set[GatedStream] = set()
+        # Weak references: a response that nobody has any more is closed by its finaliser.
+        self._open: WeakSet[GatedStream] = WeakSet()
         self._closings = 0
 
     async def __aenter__(self) -> Self:
@@ -333,7 +316,9 @@ class GateTransportBase(Generic[TransportT]):
             # Its body is here, as with a MockTransport: nobody will read it from the stream or close that.
             hold.release()
             return response
-        stream = self._family.stream(response.stream, hold, self._family, self._close_timeout, self._open.discard)
+        stream = self._family.stream(
+            _name_of(request), response.stream, hold, self._family, self._close_timeout, self._open.discard
+        )
         response.stream = stream
         self._open.add(stream)
         return response

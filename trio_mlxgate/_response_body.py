@@ -1,0 +1,118 @@
+"""An open response body and the slot that it holds: closed by who has it, or in its run when nobody has it any more.
+
+It knows nothing of the stream that users see, so that it can outlive that one.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+import anyio
+import trio
+from anyio.lowlevel import cancel_shielded_checkpoint
+from trio.lowlevel import current_trio_token, enable_ki_protection, spawn_system_task
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_mlxgate.detached_slots import DetachedSlot
+    from trio_mlxgate.loan import Loan
+
+LEAST_CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that closing a response gets even if its hold budget is used up: a connection must be told to go."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class ByteStream(Protocol):
+    """What both families take for a body."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class ResponseBody:
+    """The inner transport's stream, its iterator once reading has begun, and the slot that both hold.
+
+    To be made in the run of the slot. What changes here changes in that run alone, whatever thread drops the response.
+    """
+
+    def __init__(self, name: str, inner: ByteStream, hold: DetachedSlot | Loan, close_timeout: float) -> None:
+        self.name = name
+        """The request, for messages: without a password, and without a query."""
+        self.inner = inner
+        self.hold = hold
+        self.iterator: AsyncIterator[bytes] | None = None
+        self.reading = False
+        """Whether a task is inside the iterator."""
+        self.closed = False
+        """Whether closing has begun; the slot is given back, or about to be."""
+        self._close_timeout = close_timeout
+        self._token = current_trio_token()
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Close the body, then give the slot back, in that order: the server is free when the next request comes.
+
+        Always a checkpoint, and can't be cancelled. It is given up after ``close_timeout`` seconds, or when the hold
+        budget is used up, but not before :data:`LEAST_CLOSE_TIMEOUT` seconds. The second time it does nothing else.
+        """
+        await cancel_shielded_checkpoint()
+        if self.closed:
+            return
+        self.closed = True
+        # A generator that another task is running can't be closed; closing the stream ends it.
+        await self._close(None if self.reading else self.iterator)
+
+    @enable_ki_protection
+    async def close_dropped(self) -> None:
+        """As :meth:`aclose`, for a response that nobody has any more: what fails is logged, since nobody would see it.
+
+        Always a checkpoint. The iterator is left to who closes all dropped generators, the run: the collector may be
+        handing it over at this moment, in another thread, and of two who close it one fails.
+        """
+        await cancel_shielded_checkpoint()
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            await self._close(None)
+        except Exception:
+            _logger.warning("the response to %s was dropped, and closing it failed", self.name, exc_info=True)
+
+    async def _close(self, iterator: AsyncIterator[bytes] | None) -> None:
+        start = anyio.current_time()
+        least = start + min(LEAST_CLOSE_TIMEOUT, self._close_timeout)
+        last = max(least, min(start + self._close_timeout, self.hold.deadline))
+        try:
+            closer = getattr(iterator, "aclose", None)
+            if closer is not None:
+                # Half of the time at most: the stream itself, which has the connection, must get its turn.
+                with anyio.CancelScope(shield=True, deadline=start + (last - start) / 2):
+                    await closer()
+        finally:
+            try:
+                with anyio.CancelScope(shield=True, deadline=last) as scope:
+                    await self.inner.aclose()
+                if scope.cancelled_caught:
+                    took = anyio.current_time() - start
+                    _logger.warning("a response was not closed within %.3g s; its slot is given back", took)
+            finally:
+                self.hold.release()
+
+    def close_soon(self) -> None:
+        """Have the run of the slot close this body, if it still runs. From any thread, at any time; raises nothing.
+
+        All that is here of trio's own, beside the constructor's token.
+        """
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._close_in_a_system_task)
+
+    def _close_in_a_system_task(self) -> None:
+        # Whose request it was isn't the one to close it now, and may wait for the slot like anybody else.
+        self.hold.adopt()
+        # It may be refused at the very end of a run, with which all of its slots go.
+        with suppress(RuntimeError):
+            spawn_system_task(self.close_dropped, name=f"close dropped response to {self.name}")
