@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import threading
 import types
@@ -17,7 +18,7 @@ from tests.tiny_model import answer, build_tiny_model
 from trio_mlxgate import Gate, Priority
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "in_process_mlx.py"
 if not EXAMPLE.exists():
@@ -73,11 +74,15 @@ class FakeModel:
         return lambda: self.generate(*args, **kwargs)
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(LIMIT):
-        await trio.lowlevel.checkpoint()
-        yield
+def limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """A test that fails when it hangs; the model in its thread gives up after the same time."""
+
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        with trio.fail_after(LIMIT):
+            await test(*args, **kwargs)
+
+    return run
 
 
 def new_gate(capacity: int = 1) -> Gate:
@@ -99,6 +104,7 @@ async def let_threads_run() -> None:
     await wait_all_tasks_blocked(0.05)
 
 
+@limited
 async def test_tokens_come_in_order_and_the_slot_goes_back() -> None:
     gate, model = new_gate(), FakeModel(allowed=5)
     async with example.stream_from_thread(gate, model.maker("a")) as tokens:
@@ -111,6 +117,7 @@ async def test_tokens_come_in_order_and_the_slot_goes_back() -> None:
 
 
 @pytest.mark.parametrize("capacity", [1, 2])
+@limited
 async def test_no_more_threads_generate_than_there_are_slots(capacity: int) -> None:
     gate, model = new_gate(capacity), FakeModel(allowed=8 * 20)
     answers = []
@@ -127,6 +134,7 @@ async def test_no_more_threads_generate_than_there_are_slots(capacity: int) -> N
     assert idle(gate)
 
 
+@limited
 async def test_the_person_goes_before_the_digests_that_wait() -> None:
     gate, model = new_gate(), FakeModel()
 
@@ -144,6 +152,7 @@ async def test_the_person_goes_before_the_digests_that_wait() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "left", "hold_timeout", "failed"])
+@limited
 async def test_who_leaves_stops_it_between_two_tokens_and_the_slot_waits_for_the_thread(how: str) -> None:
     gate, model = new_gate(), FakeModel(allowed=3)
     read: list[str] = []
@@ -188,6 +197,7 @@ async def test_who_leaves_stops_it_between_two_tokens_and_the_slot_waits_for_the
     assert idle(gate)
 
 
+@limited
 async def test_a_slow_reader_has_one_token_made_for_it_and_no_more() -> None:
     gate, model = new_gate(), FakeModel(allowed=100)
     async with example.stream_from_thread(gate, model.maker("a", 100)) as tokens:
@@ -199,6 +209,7 @@ async def test_a_slow_reader_has_one_token_made_for_it_and_no_more() -> None:
     assert len(model.made) <= 4
 
 
+@limited
 async def test_an_error_of_the_generator_comes_bare_after_the_tokens_before_it() -> None:
     gate, model = new_gate(), FakeModel(allowed=2)
     read = []
@@ -214,6 +225,7 @@ async def test_an_error_of_the_generator_comes_bare_after_the_tokens_before_it()
     assert idle(gate)
 
 
+@limited
 async def test_an_error_that_was_handled_is_told_once() -> None:
     gate, model = new_gate(), FakeModel()
     async with example.stream_from_thread(gate, model.maker("a", 0, ValueError("out of memory"))) as tokens:
@@ -224,6 +236,7 @@ async def test_an_error_that_was_handled_is_told_once() -> None:
     assert idle(gate)
 
 
+@limited
 async def test_an_error_that_nobody_read_is_raised_on_leaving() -> None:
     gate, model = new_gate(), FakeModel()
 
@@ -237,6 +250,7 @@ async def test_an_error_that_nobody_read_is_raised_on_leaving() -> None:
     assert idle(gate)
 
 
+@limited
 async def test_other_threads_of_the_program_do_not_hold_it_up() -> None:
     gate, model = new_gate(), FakeModel(allowed=5)
     limiter = trio.to_thread.current_default_thread_limiter()
@@ -246,6 +260,7 @@ async def test_other_threads_of_the_program_do_not_hold_it_up() -> None:
     assert idle(gate)
 
 
+@limited
 async def test_a_long_prompt_can_be_left_too(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, parts = new_gate(), threading.Semaphore(0)
     read: list[int] = []
@@ -281,6 +296,7 @@ async def test_a_long_prompt_can_be_left_too(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.integration
+@limited
 async def test_mlx_lm_itself(tmp_path: Path) -> None:
     mlx_lm: Any = pytest.importorskip("mlx_lm")
     gate = new_gate()
