@@ -1,5 +1,5 @@
 """The transport behind ``trio_mlxgate.httpx`` and ``trio_mlxgate.httpx2``: a slot for each request, from before it is
-sent until its response body is closed. It knows neither family: their classes come in as a :class:`Family`.
+sent until its response body is closed. It knows neither family: their classes come in as a ``Family``.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import math
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 import anyio
-import attrs
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
+from trio_mlxgate._fallback import Fallback, has_begun
 from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.endpoint_gates import EndpointGates
 from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
 
+    from trio_mlxgate._family import Family
     from trio_mlxgate.detached_slots import DetachedSlot
     from trio_mlxgate.gate import Gate
     from trio_mlxgate.loan import Loan
@@ -49,35 +50,6 @@ class _Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
-@attrs.frozen(kw_only=True)
-class Family:
-    """What the two families of HTTP client don't share: their classes."""
-
-    name: str
-    """The module of the client."""
-
-    request: type
-    """The class of its requests."""
-
-    transport: type
-    """The class of its asynchronous transports."""
-
-    queue_full: Callable[[str], Exception]
-    """Makes the error for a full queue."""
-
-    wait_too_long: Callable[[str], Exception]
-    """Makes the error for a wait that was too long."""
-
-    hold_timeout: Callable[[str], Exception]
-    """Makes the error for an ended hold budget."""
-
-    read_error: Callable[[str], Exception]
-    """Makes the error for a body that was closed before its end."""
-
-    stream: Callable[..., GatedStream]
-    """Makes the stream that a response of this family has."""
-
-
 class GatedStream:
     """A response body that holds a slot until it is closed, read to its end, or broken.
 
@@ -100,6 +72,7 @@ class GatedStream:
         self._reading = False
         self._ended = False
         self._on_closed = on_closed
+        self._peeked: list[bytes] = []
         self.closed = False
         """Whether the body was closed, read to its end or broken; its slot is given back, or about to be."""
 
@@ -127,7 +100,7 @@ class GatedStream:
                 self._iterator = aiter(self._inner)
             with anyio.CancelScope(deadline=self._hold.deadline):
                 await checkpoint()
-                return await anext(self._iterator)
+                return self._peeked.pop() if self._peeked else await anext(self._iterator)
         except StopAsyncIteration:
             self._reading = False
             if self.closed:
@@ -144,6 +117,17 @@ class GatedStream:
         # Only our own scope ends its block without an exception and without a return.
         await self.aclose()
         raise self._family.hold_timeout("the response was not read to its end within hold_timeout")
+
+    async def peek(self) -> bool:
+        """Read the first part, and keep it for the reader; whether there is one. Always a checkpoint.
+
+        It ends, and raises, as reading does.
+        """
+        try:
+            self._peeked.append(await anext(self))
+        except StopAsyncIteration:
+            return False  # noqa: ASYNC910 - the end was found by way of a checkpoint
+        return True
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -217,6 +201,7 @@ class GateTransportBase(Generic[TransportT]):
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = CLOSE_TIMEOUT,
+        fallback: Fallback | None = None,
     ) -> None:
         given: object = gate  # callers without a type checker may give anything, as the class
         finds = given is None or isinstance(given, EndpointGates)
@@ -233,6 +218,7 @@ class GateTransportBase(Generic[TransportT]):
             )
         self.transport = transport
         """The transport that sends the requests."""
+        self._fallback = self._check_fallback(fallback)
         self._gate = gate
         self._priorities = {int(urgency): check_priority(priority) for urgency, priority in priorities.items()}
         self._close_timeout = check_seconds("close_timeout", close_timeout)
@@ -245,9 +231,13 @@ class GateTransportBase(Generic[TransportT]):
     async def __aenter__(self) -> Self:
         """Enter the inner transport. Always a checkpoint."""
         await checkpoint()
-        enter = getattr(self.transport, "__aenter__", None)
-        if enter is not None:
-            await enter()
+        await _enter(self.transport)
+        if self._fallback is not None:
+            try:
+                await _enter(self._fallback.transport)
+            except BaseException:
+                await self.transport.aclose()  # noqa: ASYNC102
+                raise
         return self
 
     async def __aexit__(
@@ -261,21 +251,25 @@ class GateTransportBase(Generic[TransportT]):
         try:
             await self._close_open_responses()  # noqa: ASYNC102
         finally:
-            leave = getattr(self.transport, "__aexit__", None)
-            if leave is not None:
-                await leave(exc_type, exc_value, traceback)  # noqa: ASYNC102
-            else:
-                await self.transport.aclose()  # noqa: ASYNC102
+            try:
+                await _leave(self.transport, exc_type, exc_value, traceback)  # noqa: ASYNC102
+            finally:
+                if self._fallback is not None:
+                    await _leave(self._fallback.transport, exc_type, exc_value, traceback)  # noqa: ASYNC102
 
     async def aclose(self) -> None:
-        """Close the responses that are still open, which gives their slots back, and the inner transport.
+        """Close the responses that are still open, which gives their slots back, and the transports.
 
         Always a checkpoint.
         """
         try:
             await self._close_open_responses()
         finally:
-            await self.transport.aclose()  # noqa: ASYNC102
+            try:
+                await self.transport.aclose()  # noqa: ASYNC102
+            finally:
+                if self._fallback is not None:
+                    await self._fallback.transport.aclose()  # noqa: ASYNC102
 
     async def _close_open_responses(self) -> None:
         """Close all at once, so that several that hang take no longer than one; then raise the first error."""
@@ -310,7 +304,38 @@ class GateTransportBase(Generic[TransportT]):
             )
         options = self._options(request)
         closings = self._closings
-        hold = await self._take(request, options)
+        if self._fallback is None:
+            hold = await self._take(request, options)
+            return await self._send_under(hold, request, closings)
+        asked_at = anyio.current_time()
+        taken: DetachedSlot | Loan | None = None
+        try:
+            taken = await self._take(request, options)
+            response = await self._send_under(taken, request, closings)
+            if isinstance(response.stream, GatedStream):
+                await has_begun(request, response, self._family)
+            return response
+        except Exception as error:
+            reason = self._fallback.reason_for(error, self._family)
+            # To a client that was closed in the meantime everything looks like a server that went away.
+            if reason is None or self._closings != closings:
+                raise
+            waited = taken.waited if taken is not None else anyio.current_time() - asked_at
+            failed = error
+        try:
+            return await self._fallback.ask(
+                request,
+                self._family,
+                self._gate_for(request),
+                error=failed,
+                reason=reason,
+                priority=options.final_priority,
+                waited=waited,
+            )
+        finally:
+            del failed  # it holds this frame, which would hold it
+
+    async def _send_under(self, hold: DetachedSlot | Loan, request: Any, closings: int) -> Any:
         try:
             if self._closings != closings:
                 raise RuntimeError(
@@ -372,6 +397,20 @@ class GateTransportBase(Generic[TransportT]):
             error.retry_after = refused.retry_after
         return error
 
+    def _check_fallback(self, fallback: Fallback | None) -> Fallback | None:
+        module = self._family.name
+        given: object = fallback
+        if fallback is None:
+            return None
+        if not isinstance(given, Fallback):
+            raise TypeError(f"fallback must be a trio_mlxgate.Fallback(transport, rewrite), or None, not {given!r}")
+        if not isinstance(given.transport, self._family.transport):
+            raise TypeError(
+                f"the fallback of a trio_mlxgate.{module}.GateTransport must have an {module}.AsyncBaseTransport, "
+                f"such as {module}.AsyncHTTPTransport(), not {given.transport!r}"
+            )
+        return given
+
     def _options(self, request: Any) -> RequestOptions:
         options = options_from_extension(request.extensions.get(EXTENSION))
         header = request.headers.get("priority")
@@ -387,6 +426,20 @@ class GateTransportBase(Generic[TransportT]):
             return current_mlx_gate()
         # A redirect is a request of its own, and so has the gate of where it leads.
         return self._gate.gate_for(str(request.url)) if isinstance(self._gate, EndpointGates) else self._gate
+
+
+async def _enter(transport: Any) -> None:  # noqa: ASYNC910 - who calls it has one
+    enter = getattr(transport, "__aenter__", None)
+    if enter is not None:
+        await enter()
+
+
+async def _leave(transport: Any, *exc: Any) -> None:
+    leave = getattr(transport, "__aexit__", None)
+    if leave is not None:
+        await leave(*exc)
+    else:
+        await transport.aclose()
 
 
 def _name_of(request: Any) -> str:

@@ -8,11 +8,13 @@ import httpx
 import trio
 
 from trio_mlxgate import _transport, errors
+from trio_mlxgate._family import Family
 from trio_mlxgate.priority import URGENCY_PRIORITIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trio_mlxgate._fallback import Fallback
     from trio_mlxgate.endpoint_gates import EndpointGates
     from trio_mlxgate.gate import Gate
 
@@ -47,9 +49,10 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
       priorities: the priority that each urgency of the ``Priority`` header names.
       close_timeout: seconds that closing a response may take; it can't be cancelled.
+      fallback: another server, for when this one gives no answer.
     """
 
-    _family = _transport.Family(
+    _family = Family(
         name="httpx",
         request=httpx.Request,
         transport=httpx.AsyncBaseTransport,
@@ -57,6 +60,9 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         wait_too_long=WaitTooLong,
         hold_timeout=HoldTimeout,
         read_error=httpx.ReadError,
+        byte_stream=httpx.ByteStream,
+        unreachable=(httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ProxyError),
+        too_slow=(httpx.ReadTimeout, httpx.WriteTimeout),
         stream=_Stream,
     )
 
@@ -67,6 +73,7 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = _transport.CLOSE_TIMEOUT,
+        fallback: Fallback | None = None,
     ) -> None:
         inner = httpx.AsyncHTTPTransport() if transport is None else transport
-        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout)
+        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout, fallback=fallback)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_mlxgate import _transport, errors
+from trio_mlxgate._family import Family
 from trio_mlxgate.priority import URGENCY_PRIORITIES
 
 try:
@@ -19,6 +20,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trio_mlxgate._fallback import Fallback
     from trio_mlxgate.endpoint_gates import EndpointGates
     from trio_mlxgate.gate import Gate
 
@@ -53,9 +55,10 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
       priorities: the priority that each urgency of the ``Priority`` header names.
       close_timeout: seconds that closing a response may take; it can't be cancelled.
+      fallback: another server, for when this one gives no answer.
     """
 
-    _family = _transport.Family(
+    _family = Family(
         name="httpx2",
         request=httpx2.Request,
         transport=httpx2.AsyncBaseTransport,
@@ -63,6 +66,9 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         wait_too_long=WaitTooLong,
         hold_timeout=HoldTimeout,
         read_error=httpx2.ReadError,
+        byte_stream=httpx2.ByteStream,
+        unreachable=(httpx2.NetworkError, httpx2.ConnectTimeout, httpx2.RemoteProtocolError, httpx2.ProxyError),
+        too_slow=(httpx2.ReadTimeout, httpx2.WriteTimeout),
         stream=_Stream,
     )
 
@@ -73,6 +79,7 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = _transport.CLOSE_TIMEOUT,
+        fallback: Fallback | None = None,
     ) -> None:
         inner = httpx2.AsyncHTTPTransport() if transport is None else transport
-        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout)
+        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout, fallback=fallback)

@@ -13,6 +13,7 @@ from trio_mlxgate.instrumentation.details import (
     CapacityChanged as CapacityChanged,
     Details as Details,
     Ended as Ended,
+    FellBack as FellBack,
     Granted as Granted,
     Hook as Hook,
     Orphaned as Orphaned,

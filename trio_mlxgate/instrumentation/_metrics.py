@@ -12,6 +12,7 @@ from trio_mlxgate.instrumentation.details import (
     Cancelled,
     CapacityChanged,
     Details,
+    FellBack,
     Granted,
     Orphaned,
     Overdue,
@@ -67,6 +68,9 @@ OVERDUE: Final = Metric(
 ORPHANED: Final = Metric(
     "mlxgate.slot.orphaned", "{slot}", _CALL, "How many slots were taken back because their task had ended"
 )
+FALLBACKS: Final = Metric(
+    "mlxgate.call.fallbacks", "{call}", (*_CALL, "error.type"), "How many requests went to the fallback"
+)
 
 LEVELS: Final = (CAPACITY, IN_FLIGHT, PENDING)
 """What goes up and down."""
@@ -74,7 +78,7 @@ LEVELS: Final = (CAPACITY, IN_FLIGHT, PENDING)
 TIMES: Final = (WAIT_TIME, USE_TIME)
 """What is distributed; all in seconds."""
 
-COUNTS: Final = (OUTCOMES, STARVING, OVERDUE, ORPHANED)
+COUNTS: Final = (OUTCOMES, STARVING, OVERDUE, ORPHANED, FALLBACKS)
 """What only goes up."""
 
 BUCKETS: Final = (
@@ -95,7 +99,7 @@ _OUTCOME: Final[dict[type[Details], str]] = {
 
 _COUNTED: Final[dict[type[Details], Metric]] = {Starving: STARVING, Overdue: OVERDUE, Orphaned: ORPHANED}
 
-_KINDS: Final = frozenset({*_OUTCOME, Queued, Released, *_COUNTED, CapacityChanged})
+_KINDS: Final = frozenset({*_OUTCOME, Queued, Released, *_COUNTED, CapacityChanged, FellBack})
 
 
 def number_as_label(priority: int) -> str:
@@ -124,6 +128,8 @@ class MetricsHook(abc.ABC):
         gate = details.gate
         self._set(CAPACITY, details.capacity, gate)
         self._set(IN_FLIGHT, details.in_flight, gate)
+        if isinstance(details, FellBack):
+            self._add(FALLBACKS, 1, gate, self._priority_label(details.priority), details.reason)
         if not isinstance(details, CallDetails):
             return
         priority = self._priority_label(details.priority)

@@ -13,6 +13,7 @@ from trio_mlxgate.instrumentation.details import (
     CapacityChanged,
     Details,
     Ended,
+    FellBack,
     Granted,
     Orphaned,
     Overdue,
@@ -54,6 +55,7 @@ _LINES: Final[dict[type[Details], _Line]] = {
     Orphaned: _Line(level=logging.ERROR, event="orphan", duration_ms=True, more=("task",)),
     Ended: _Line(level=logging.INFO, event="end", queue_length=True, more=("reason",)),
     CapacityChanged: _Line(level=logging.INFO, event="capacity", queue_length=True, more=("before", "capacity")),
+    FellBack: _Line(level=logging.WARNING, event="fallback", wait_ms=True, more=("reason", "to")),
 }
 
 
@@ -81,12 +83,13 @@ class LoggingHook:
         """Write one line."""
         line = _LINES[type(details)]
         fields: dict[str, object] = {"gate": details.gate}
-        if isinstance(details, CallDetails):
+        if isinstance(details, CallDetails | FellBack):
             fields["priority"] = details.priority
-            fields["seq"] = details.seq
+            if isinstance(details, CallDetails):
+                fields["seq"] = details.seq
             if line.wait_ms:
                 fields["wait_ms"] = round(details.waited * 1000, 1)
-            if line.duration_ms:
+            if isinstance(details, CallDetails) and line.duration_ms:
                 fields["duration_ms"] = round(details.held * 1000, 1)
         if line.queue_length:
             fields["queue_length"] = details.queue_length
