@@ -39,6 +39,7 @@ LAYERS: Final[dict[str, int]] = {
     "_family": 2,
     "_rewrite": 2,
     "_fallback": 2,
+    "_drain": 2,
     "_transport": 2,
     "httpx": 2,
     "httpx2": 2,

@@ -5,7 +5,7 @@
 #   L1  core                     decides; knows neither trio nor a clock
 #   L2  instrumentation, parking_lot, call_sites, slots, loan, detached_slots, progress,
 #       outer_deadline, ancestors, alarms, ends, threads, refusals, gate, mlx, options,
-#       endpoint_gates, _family, _rewrite, _fallback, _transport, httpx, httpx2    act
+#       endpoint_gates, _family, _rewrite, _fallback, _drain, _transport, httpx, httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 

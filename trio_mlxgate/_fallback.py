@@ -89,7 +89,7 @@ class Fallback:
         """The reasons that count."""
         self._rewrite = rewrite
 
-    def reason_for(self, error: Exception, family: Family) -> FallbackReason | None:
+    def _reason_for(self, error: Exception, family: Family) -> FallbackReason | None:
         """Why a request that failed so goes to the fallback; None: it doesn't."""
         reason: FallbackReason | None = None
         # The gate's own first: they are of the client's kinds, too.
@@ -104,7 +104,7 @@ class Fallback:
             reason = "unreachable"
         return reason if reason in self.on else None
 
-    async def ask(
+    async def _ask(
         self, request: Any, family: Family, gate: Gate, *, error: Exception, reason: str, priority: int, waited: float
     ) -> Any:
         """Ask the other server. Always a checkpoint, unless it raises; it may be cancelled.
@@ -112,14 +112,13 @@ class Fallback:
         Raises whatever the rewrite and the transport do, caused by ``error``; or ``error`` itself, if the request can't
         be sent again.
         """
-        content = content_of(request, family)
-        if content is None:
+        if family.content_of(request) is None:
             error.add_note(
                 "the fallback was not asked: the request's body was not in memory, and can't be sent a second time"
             )
             raise error
         try:
-            copy = copy_of(request, family, content)
+            copy = family.copy_of(request)
             rewritten = copy if self._rewrite is None else self._check(self._rewrite(copy), family)
             gate._tell_of_gate(FellBack, priority=priority, reason=reason, to=_origin(rewritten.url), waited=waited)
             response = await self.transport.handle_async_request(rewritten)
@@ -151,6 +150,21 @@ def _check_reasons(on: object) -> frozenset[FallbackReason]:
     return frozenset(reasons)
 
 
+def check_fallback(fallback: object, family: Family) -> Fallback | None:
+    """Return ``fallback`` if it is one for this family, or None. Raises TypeError if it isn't."""
+    if fallback is None:
+        return None
+    if not isinstance(fallback, Fallback):
+        raise TypeError(f"fallback must be a trio_mlxgate.Fallback(transport, rewrite), or None, not {fallback!r}")
+    if not isinstance(fallback.transport, family.transport):
+        module = family.name
+        raise TypeError(
+            f"the fallback of a trio_mlxgate.{module}.GateTransport must have an {module}.AsyncBaseTransport, "
+            f"such as {module}.AsyncHTTPTransport(), not {fallback.transport!r}"
+        )
+    return fallback
+
+
 async def has_begun(request: Any, response: Any, family: Family) -> None:
     """Wait until the first part of the body is here, so that what breaks before it counts. Always a checkpoint.
 
@@ -162,27 +176,6 @@ async def has_begun(request: Any, response: Any, family: Family) -> None:
     kind = response.headers.get("content-type", "").lower()
     if response.status_code == 200 and request.method != "HEAD" and kind.startswith("text/event-stream"):
         raise family.read_error("the event stream ended before its first byte")
-
-
-def content_of(request: Any, family: Family) -> bytes | None:
-    """The body of a request if it is in memory; else None."""
-    try:
-        content: bytes = request.content
-    except RuntimeError:
-        # A request that follows a redirect has its body in memory, but doesn't know it.
-        stream: Any = request.stream
-        in_memory: bool = isinstance(stream, family.byte_stream)
-        return b"".join(stream) if in_memory else None
-    return content
-
-
-def copy_of(request: Any, family: Family, content: bytes) -> Any:
-    """The same request with headers and extensions of its own."""
-    # A generator that was read into memory: its length is known now, and both at once are malformed.
-    headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"transfer-encoding"]
-    return family.request(
-        request.method, request.url, headers=headers, content=content, extensions=dict(request.extensions)
-    )
 
 
 def _origin(url: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -37,6 +37,9 @@ class Family:
     read_error: Callable[[str], Exception]
     """Makes the error for a body that was closed before its end."""
 
+    read_timeout: Callable[[str], Exception]
+    """Makes the error for a server that gives no sign."""
+
     byte_stream: type
     """The class of bodies that are in memory."""
 
@@ -48,3 +51,25 @@ class Family:
 
     stream: Callable[..., GatedStream]
     """Makes the stream that a response of this family has."""
+
+    def content_of(self, request: Any) -> bytes | None:
+        """The body of a request if it is in memory; else None."""
+        try:
+            content: bytes = request.content
+        except RuntimeError:
+            # A request that follows a redirect has its body in memory, but doesn't know it.
+            stream: Any = request.stream
+            in_memory: bool = isinstance(stream, self.byte_stream)
+            return b"".join(stream) if in_memory else None
+        return content
+
+    def copy_of(self, request: Any) -> Any:
+        """The same request with headers and extensions of its own; a body that is not in memory is shared."""
+        content = self.content_of(request)
+        headers = request.headers.raw
+        more = {"stream": request.stream}
+        if content is not None:
+            # A generator that was read into memory: its length is known now, and both at once are malformed.
+            headers = [(name, value) for name, value in headers if name.lower() != b"transfer-encoding"]
+            more = {"content": content}
+        return self.request(request.method, request.url, headers=headers, extensions=dict(request.extensions), **more)

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
-from trio_mlxgate._fallback import Fallback, has_begun
-from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate._drain import Exchanges, own_drain_ended
+from trio_mlxgate._fallback import check_fallback, has_begun
+from trio_mlxgate.core.checks import check_abandoned, check_drain_limit, check_seconds
 from trio_mlxgate.endpoint_gates import EndpointGates
 from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.mlx import current_mlx_gate
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
 
+    from trio_mlxgate._drain import Exchange
+    from trio_mlxgate._fallback import Fallback
     from trio_mlxgate._family import Family
+    from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.detached_slots import DetachedSlot
     from trio_mlxgate.gate import Gate
     from trio_mlxgate.loan import Loan
@@ -34,6 +39,9 @@ CLOSE_TIMEOUT: Final = 5.0
 
 LEAST_CLOSE_TIMEOUT: Final = 1.0
 """Seconds that closing a response gets even if its hold budget is used up: a connection must be told to go."""
+
+DRAIN_LIMIT: Final = 300.0
+"""Seconds for which a request is drained at most, if nothing else is said."""
 
 _CLOSED_EARLY: Final = "this response was closed before it was read to its end"
 
@@ -59,7 +67,7 @@ class GatedStream:
     def __init__(
         self,
         inner: _ByteStream,
-        hold: DetachedSlot | Loan,
+        hold: DetachedSlot | Loan | Exchange,
         family: Family,
         close_timeout: float,
         on_closed: Callable[[GatedStream], None],
@@ -73,6 +81,8 @@ class GatedStream:
         self._ended = False
         self._on_closed = on_closed
         self._peeked: list[bytes] = []
+        self.read_timeout = math.inf
+        """Seconds that each part of the body may take; usually the inner transport sees to it."""
         self.closed = False
         """Whether the body was closed, read to its end or broken; its slot is given back, or about to be."""
 
@@ -98,7 +108,7 @@ class GatedStream:
         try:
             if self._iterator is None:
                 self._iterator = aiter(self._inner)
-            with anyio.CancelScope(deadline=self._hold.deadline):
+            with anyio.CancelScope(deadline=min(self._hold.deadline, anyio.current_time() + self.read_timeout)):
                 await checkpoint()
                 return self._peeked.pop() if self._peeked else await anext(self._iterator)
         except StopAsyncIteration:
@@ -115,7 +125,10 @@ class GatedStream:
         finally:
             self._reading = False
         # Only our own scope ends its block without an exception and without a return.
+        too_late = anyio.current_time() >= self._hold.deadline
         await self.aclose()
+        if not too_late:
+            raise self._family.read_timeout(f"nothing came within the client's read timeout of {self.read_timeout:g} s")
         raise self._family.hold_timeout("the response was not read to its end within hold_timeout")
 
     async def peek(self) -> bool:
@@ -178,6 +191,9 @@ class GateTransportBase(Generic[TransportT]):
 
     A task that owns a slot of the same gate passes, with one open response at a time; its children queue.
 
+    With a :class:`trio_mlxgate.Fallback` another server is asked when this one gives nothing. With
+    ``abandoned="drain"`` a request runs in a task of its own, so that its slot and its connection outlive its caller.
+
     The hold budget ends sending and reading, and gives the slot back; closing has what is left of it, and a second at
     least. While nobody reads it interrupts nobody: a response that lies open keeps its slot, and is reported one
     second after its deadline.
@@ -202,6 +218,8 @@ class GateTransportBase(Generic[TransportT]):
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = CLOSE_TIMEOUT,
         fallback: Fallback | None = None,
+        abandoned: WhenAbandoned = "release",
+        drain_limit: float = DRAIN_LIMIT,
     ) -> None:
         given: object = gate  # callers without a type checker may give anything, as the class
         finds = given is None or isinstance(given, EndpointGates)
@@ -218,7 +236,7 @@ class GateTransportBase(Generic[TransportT]):
             )
         self.transport = transport
         """The transport that sends the requests."""
-        self._fallback = self._check_fallback(fallback)
+        self._fallback = check_fallback(fallback, self._family)
         self._gate = gate
         self._priorities = {int(urgency): check_priority(priority) for urgency, priority in priorities.items()}
         self._close_timeout = check_seconds("close_timeout", close_timeout)
@@ -227,6 +245,9 @@ class GateTransportBase(Generic[TransportT]):
         # Not weak references: a response that was dropped unread still has its slot, and must be found here.
         self._open: set[GatedStream] = set()
         self._closings = 0
+        self._abandoned = check_abandoned(abandoned)
+        self._drain_limit = check_drain_limit(drain_limit)
+        self._exchanges = Exchanges(self._family, transport.handle_async_request, self._gated, self._close_timeout)
 
     async def __aenter__(self) -> Self:
         """Enter the inner transport. Always a checkpoint."""
@@ -252,7 +273,8 @@ class GateTransportBase(Generic[TransportT]):
             await self._close_open_responses()  # noqa: ASYNC102
         finally:
             try:
-                await _leave(self.transport, exc_type, exc_value, traceback)  # noqa: ASYNC102
+                leave = partial(_leave, self.transport, exc_type, exc_value, traceback)
+                await self._exchanges.close_after_all(leave)  # noqa: ASYNC102
             finally:
                 if self._fallback is not None:
                     await _leave(self._fallback.transport, exc_type, exc_value, traceback)  # noqa: ASYNC102
@@ -266,7 +288,7 @@ class GateTransportBase(Generic[TransportT]):
             await self._close_open_responses()
         finally:
             try:
-                await self.transport.aclose()  # noqa: ASYNC102
+                await self._exchanges.close_after_all(self.transport.aclose)  # noqa: ASYNC102
             finally:
                 if self._fallback is not None:
                     await self._fallback.transport.aclose()  # noqa: ASYNC102
@@ -306,24 +328,24 @@ class GateTransportBase(Generic[TransportT]):
         closings = self._closings
         if self._fallback is None:
             hold = await self._take(request, options)
-            return await self._send_under(hold, request, closings)
+            return await self._send_under(hold, request, options, closings)
         asked_at = anyio.current_time()
         taken: DetachedSlot | Loan | None = None
         try:
             taken = await self._take(request, options)
-            response = await self._send_under(taken, request, closings)
+            response = await self._send_under(taken, request, options, closings)
             if isinstance(response.stream, GatedStream):
                 await has_begun(request, response, self._family)
             return response
         except Exception as error:
-            reason = self._fallback.reason_for(error, self._family)
+            reason = self._fallback._reason_for(error, self._family)
             # To a client that was closed in the meantime everything looks like a server that went away.
             if reason is None or self._closings != closings:
                 raise
             waited = taken.waited if taken is not None else anyio.current_time() - asked_at
             failed = error
         try:
-            return await self._fallback.ask(
+            return await self._fallback._ask(
                 request,
                 self._family,
                 self._gate_for(request),
@@ -335,16 +357,27 @@ class GateTransportBase(Generic[TransportT]):
         finally:
             del failed  # it holds this frame, which would hold it
 
-    async def _send_under(self, hold: DetachedSlot | Loan, request: Any, closings: int) -> Any:
+    async def _send_under(self, hold: DetachedSlot | Loan, request: Any, options: RequestOptions, closings: int) -> Any:
         try:
             if self._closings != closings:
                 raise RuntimeError(
                     f"{_name_of(request)} was not sent: the client was closed while it waited for its slot"
                 )
-            return await self._send(request, hold)
+            if (options.abandoned or self._abandoned) == "release":
+                return await self._send(request, hold)
+            exchange = self._exchanges.start(request, hold, options.drain_limit or self._drain_limit)
         except BaseException:
             hold.release()
             raise
+        # From here on the slot is the exchange's.
+        response = await exchange.wait()
+        response.extensions = {**response.extensions, EXTENSION: {"waited": hold.waited}}
+        if isinstance(response.stream, GatedStream):
+            if self._closings != closings:
+                await response.stream.aclose()
+                raise self._family.read_error("the client was closed before this response could be read")
+            self._open.add(response.stream)
+        return response
 
     async def _send(self, request: Any, hold: DetachedSlot | Loan) -> Any:
         # Waiting lies behind us, so no timeout of the client has run until here.
@@ -358,19 +391,23 @@ class GateTransportBase(Generic[TransportT]):
             # Its body is here, as with a MockTransport: nobody will read it from the stream or close that.
             hold.release()
             return response
+        self._open.add(self._gated(response, hold))
+        return response
+
+    def _gated(self, response: Any, hold: DetachedSlot | Loan | Exchange) -> GatedStream:
+        """Let the body of a response hold a slot until it is closed."""
         stream = self._family.stream(response.stream, hold, self._family, self._close_timeout, self._open.discard)
         response.stream = stream
-        self._open.add(stream)
-        return response
+        return stream
 
     @enable_ki_protection
     async def _take(self, request: Any, options: RequestOptions) -> DetachedSlot | Loan:
         gate = self._gate_for(request)
         owned = gate.owned_slot()
-        if owned is not None:
-            await checkpoint()
-            return owned.lend(_name_of(request), hold_timeout=options.final_hold_timeout)
         try:
+            if owned is not None:
+                await own_drain_ended(owned, options.final_max_wait)
+                return owned.lend(_name_of(request), hold_timeout=options.final_hold_timeout)
             return await gate.acquire_detached(
                 options.final_priority,
                 max_wait=options.final_max_wait,
@@ -396,20 +433,6 @@ class GateTransportBase(Generic[TransportT]):
         if isinstance(error, GateRefused):
             error.retry_after = refused.retry_after
         return error
-
-    def _check_fallback(self, fallback: Fallback | None) -> Fallback | None:
-        module = self._family.name
-        given: object = fallback
-        if fallback is None:
-            return None
-        if not isinstance(given, Fallback):
-            raise TypeError(f"fallback must be a trio_mlxgate.Fallback(transport, rewrite), or None, not {given!r}")
-        if not isinstance(given.transport, self._family.transport):
-            raise TypeError(
-                f"the fallback of a trio_mlxgate.{module}.GateTransport must have an {module}.AsyncBaseTransport, "
-                f"such as {module}.AsyncHTTPTransport(), not {given.transport!r}"
-            )
-        return given
 
     def _options(self, request: Any) -> RequestOptions:
         options = options_from_extension(request.extensions.get(EXTENSION))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trio_mlxgate._fallback import Fallback
+    from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.endpoint_gates import EndpointGates
     from trio_mlxgate.gate import Gate
 
@@ -50,6 +51,10 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
       priorities: the priority that each urgency of the ``Priority`` header names.
       close_timeout: seconds that closing a response may take; it can't be cancelled.
       fallback: another server, for when this one gives no answer.
+      abandoned: what becomes of a request whose caller leaves before the answer is there. ``"release"``: its connection
+        is closed and its slot given back. ``"drain"``: it keeps both until its answer is there, for servers that would
+        go on with it anyway. An event stream is closed either way.
+      drain_limit: for how many seconds at most after its caller has left.
     """
 
     _family = Family(
@@ -60,6 +65,7 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         wait_too_long=WaitTooLong,
         hold_timeout=HoldTimeout,
         read_error=httpx.ReadError,
+        read_timeout=httpx.ReadTimeout,
         byte_stream=httpx.ByteStream,
         unreachable=(httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ProxyError),
         too_slow=(httpx.ReadTimeout, httpx.WriteTimeout),
@@ -74,6 +80,16 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = _transport.CLOSE_TIMEOUT,
         fallback: Fallback | None = None,
+        abandoned: WhenAbandoned = "release",
+        drain_limit: float = _transport.DRAIN_LIMIT,
     ) -> None:
         inner = httpx.AsyncHTTPTransport() if transport is None else transport
-        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout, fallback=fallback)
+        super().__init__(
+            gate,
+            inner,
+            priorities=priorities,
+            close_timeout=close_timeout,
+            fallback=fallback,
+            abandoned=abandoned,
+            drain_limit=drain_limit,
+        )

@@ -15,12 +15,14 @@ from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of
 from trio_mlxgate import Gate, QueueFull, WaitTooLong
 from trio_mlxgate.instrumentation import (
     KINDS,
+    Abandoned,
     CallDetails,
     Cancelled,
     CapacityChanged,
     Details,
     Ended,
     FellBack,
+    GivenUp,
     Granted,
     LoggingHook,
     Orphaned,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-OF_TRANSPORTS = {FellBack}
+OF_TRANSPORTS = {Abandoned, FellBack, GivenUp}
 """What a gate tells in the name of a transport; see tests/transport."""
 
 

@@ -8,22 +8,24 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import httpx
 import pytest
 import trio
+from hypothesis import given, strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.gate.helpers import in_a_task_of_its_own
 from tests.gate.test_hooks import Recorder
-from trio_mlxgate import Fallback, Gate, Superseded, rewrite_to, use_options
+from tests.transport.conftest import Family
+from trio_mlxgate import EndpointGates, EndpointSettings, Fallback, Gate, Superseded, rewrite_to, use_options
 from trio_mlxgate.instrumentation import FellBack, Released
 from trio_mlxgate.testing import inference_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.transport.conftest import Family
-
 CLOUD = "https://cloud.example/v1"
+ALLOWED = {"accept", "accept-encoding", "content-encoding", "content-type", "user-agent", "content-length"}
 
 
 @attrs.define
@@ -302,6 +304,15 @@ async def test_a_task_with_a_slot_releases_the_loan_and_goes_on_holding(place: P
         assert place.gate.statistics().in_flight == 0
 
 
+async def test_the_gate_of_the_endpoint_tells_of_it(family: Family, caplog: pytest.LogCaptureFixture) -> None:
+    family.script.send_error = family.module.ConnectError("gone")
+    gates = EndpointGates({"http://server": EndpointSettings(name="chat"), "http://other": EndpointSettings()})
+    answer = family.module.MockTransport(lambda _: family.module.Response(200, text="from the cloud"))
+    async with family.client(gates, fallback=Fallback(answer)) as client:
+        assert (await client.get("/x")).text == "from the cloud"
+    assert "fallback gate=chat priority=100" in caplog.text
+
+
 # ---- what is sent ----
 
 
@@ -550,6 +561,18 @@ def test_rewrite_to_joins_paths(family: Family, base_url: str, path: str, expect
     assert str(sent.url) == expected
     assert sent.headers["host"] == expected.split("/")[2]
     assert "authorization" not in sent.headers
+
+
+@given(
+    name=st.text("abcdefghijklmnopqrstuvwxyz-_", min_size=1, max_size=20).filter(lambda name: name not in ALLOWED),
+    words=st.lists(st.sampled_from(["v1", "chat", "a%20b", "x.y"]), max_size=4),
+)
+def test_rewrite_to_keeps_every_secret_and_the_path(name: str, words: list[str]) -> None:
+    family = Family(httpx, None)
+    path = "/v1" + "".join(f"/{word}" for word in words)
+    sent = rewritten(family, rewrite_to(CLOUD), url=f"{path}?{name}=hunter2", headers={name: "hunter2"}, content=b"x")
+    assert b"hunter2" not in b"".join(value for header in sent.headers.raw for value in header)
+    assert sent.url.raw_path.decode() == path
 
 
 def test_rewrite_to_says_what_is_wrong(family: Family) -> None:

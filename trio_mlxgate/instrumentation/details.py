@@ -124,6 +124,17 @@ class Ended(Details):
 
 
 @attrs.frozen(kw_only=True)
+class Abandoned(CallDetails):
+    """The caller of a request has left; the request is drained, and keeps its slot until its answer is there."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenUp(CallDetails):
+    """An abandoned request had no answer within its ``drain_limit``, and its slot was given back: the server may well
+    work on."""
+
+
+@attrs.frozen(kw_only=True)
 class CapacityChanged(Details):
     """The capacity was set to another value; the calls that this let in, already counted here, follow."""
 
@@ -150,7 +161,7 @@ class FellBack(Details):
 
 KINDS: Final[tuple[type[Details], ...]] = (
     *(Queued, Granted, Released, Cancelled, Rejected, Superseded, Starving, Overdue, WaitsForParent, Orphaned),
-    *(Ended, CapacityChanged, FellBack),
+    *(Abandoned, GivenUp, Ended, CapacityChanged, FellBack),
 )
 """Every kind of details that a gate gives."""
 

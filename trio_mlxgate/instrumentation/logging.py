@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from trio_mlxgate.instrumentation.details import (
+    Abandoned,
     CallDetails,
     Cancelled,
     CapacityChanged,
     Details,
     Ended,
     FellBack,
+    GivenUp,
     Granted,
     Orphaned,
     Overdue,
@@ -54,6 +56,8 @@ _LINES: Final[dict[type[Details], _Line]] = {
     WaitsForParent: _Line(level=logging.WARNING, event="waits_for_parent", more=("parent", "site")),
     Orphaned: _Line(level=logging.ERROR, event="orphan", duration_ms=True, more=("task",)),
     Ended: _Line(level=logging.INFO, event="end", queue_length=True, more=("reason",)),
+    Abandoned: _Line(level=logging.INFO, event="abandon", duration_ms=True),
+    GivenUp: _Line(level=logging.WARNING, event="give_up", duration_ms=True),
     CapacityChanged: _Line(level=logging.INFO, event="capacity", queue_length=True, more=("before", "capacity")),
     FellBack: _Line(level=logging.WARNING, event="fallback", wait_ms=True, more=("reason", "to")),
 }
