@@ -5,12 +5,15 @@
 #   L1  core                     decides; knows neither trio nor a clock
 #   L2  instrumentation, parking_lot, call_sites, slots, loan, detached_slots, progress,
 #       outer_deadline, ancestors, alarms, ends, threads, refusals, gate, mlx, options,
-#       endpoint_gates, _response_body, _transport, httpx, httpx2    act
+#       endpoint_gates, _response_body, _gated_stream, _family, _rewrite, _fallback, _drain,
+#       _transport, httpx, httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 
 from __future__ import annotations
 
+from trio_mlxgate._fallback import Fallback as Fallback
+from trio_mlxgate._rewrite import rewrite_to as rewrite_to
 from trio_mlxgate.core.endpoints import Endpoint as Endpoint
 from trio_mlxgate.core.estimates import Outlook as Outlook
 from trio_mlxgate.core.statistics import GateStatistics as GateStatistics

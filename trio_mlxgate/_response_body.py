@@ -17,13 +17,27 @@ from trio.lowlevel import current_trio_token, enable_ki_protection, spawn_system
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_mlxgate.detached_slots import DetachedSlot
-    from trio_mlxgate.loan import Loan
-
 LEAST_CLOSE_TIMEOUT: Final = 1.0
 """Seconds that closing a response gets even if its hold budget is used up: a connection must be told to go."""
 
 _logger: Final = logging.getLogger(__name__)
+
+
+class Hold(Protocol):
+    """What a response keeps until it is closed: a detached slot, a loan, or an exchange that has one of these."""
+
+    @property
+    def deadline(self) -> float:
+        """The time on the run's clock at which the response is to be over; inf for none."""
+        ...
+
+    def adopt(self) -> None:
+        """The current task is the one that will give it back."""
+        ...
+
+    def release(self) -> None:
+        """Give it back. Never a checkpoint."""
+        ...
 
 
 class ByteStream(Protocol):
@@ -39,7 +53,7 @@ class ResponseBody:
     To be made in the run of the slot. What changes here changes in that run alone, whatever thread drops the response.
     """
 
-    def __init__(self, name: str, inner: ByteStream, hold: DetachedSlot | Loan, close_timeout: float) -> None:
+    def __init__(self, name: str, inner: ByteStream, hold: Hold, close_timeout: float) -> None:
         self.name = name
         """The request, for messages: without a password, and without a query."""
         self.inner = inner

@@ -1,22 +1,22 @@
 """The transport behind ``trio_mlxgate.httpx`` and ``trio_mlxgate.httpx2``: a slot for each request, from before it is
-sent until its response body is closed. It knows neither family: their classes come in as a :class:`Family`.
+sent until its response body is closed. It knows neither family: their classes come in as a ``Family``.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 import anyio
-import attrs
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
-from trio_mlxgate._response_body import ResponseBody
-from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate._drain import Exchanges, own_drain_ended
+from trio_mlxgate._fallback import check_fallback, has_begun
+from trio_mlxgate._gated_stream import GatedStream
+from trio_mlxgate.core.checks import check_abandoned, check_drain_limit, check_seconds
 from trio_mlxgate.endpoint_gates import EndpointGates
 from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.mlx import current_mlx_gate
@@ -24,10 +24,13 @@ from trio_mlxgate.options import EXTENSION, RequestOptions, current_options, opt
 from trio_mlxgate.priority import URGENCY_PRIORITIES, check_priority, priority_from_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
-    from trio_mlxgate._response_body import ByteStream
+    from trio_mlxgate._fallback import Fallback
+    from trio_mlxgate._family import Family
+    from trio_mlxgate._response_body import Hold
+    from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.detached_slots import DetachedSlot
     from trio_mlxgate.gate import Gate
     from trio_mlxgate.loan import Loan
@@ -35,129 +38,13 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing a response may take; it can't be cancelled, so it must have an end of its own."""
 
-_CLOSED_EARLY: Final = "this response was closed before it was read to its end"
+DRAIN_LIMIT: Final = 300.0
+"""Seconds for which a request is drained at most, if nothing else is said."""
 
 
 class _Transport(Protocol):
     async def handle_async_request(self, request: Any) -> Any: ...
     async def aclose(self) -> None: ...
-
-
-@attrs.frozen(kw_only=True)
-class Family:
-    """What the two families of HTTP client don't share: their classes."""
-
-    name: str
-    """The module of the client."""
-
-    request: type
-    """The class of its requests."""
-
-    transport: type
-    """The class of its asynchronous transports."""
-
-    queue_full: Callable[[str], Exception]
-    """Makes the error for a full queue."""
-
-    wait_too_long: Callable[[str], Exception]
-    """Makes the error for a wait that was too long."""
-
-    hold_timeout: Callable[[str], Exception]
-    """Makes the error for an ended hold budget."""
-
-    read_error: Callable[[str], Exception]
-    """Makes the error for a body that was closed before its end."""
-
-    stream: Callable[..., GatedStream]
-    """Makes the stream that a response of this family has."""
-
-
-class GatedStream:
-    """A response body that holds a slot until it is closed, read to its end, or broken.
-
-    A class and no async generator: an abandoned generator is closed from another task, at some time.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        inner: ByteStream,
-        hold: DetachedSlot | Loan,
-        family: Family,
-        close_timeout: float,
-        on_closed: Callable[[GatedStream], None],
-    ) -> None:
-        self._body = ResponseBody(name, inner, hold, close_timeout)
-        self._family = family
-        self._ended = False
-        self._on_closed = on_closed
-
-    # Not weakref.finalize: this costs nothing while the stream lives, and runs once even if one of the generators
-    # that go with the stream is handed to the run to be closed, and so revives it. The arguments are for the end of
-    # the interpreter, when this module's names are gone.
-    def __del__(self, _at_exit: Callable[[], bool] = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
-        """Have a response closed that was dropped while it was open."""
-        body = self._body
-        if body.closed or _at_exit():
-            return
-        body.close_soon()
-        # Last, since it may raise.
-        _warn(
-            f"the response to {body.name} was dropped before it was closed or read to its end, and kept its slot until "
-            "the collector found it; use 'async with client.stream(...)', or close it",
-            ResourceWarning,
-        )
-
-    def __aiter__(self) -> Self:
-        return self
-
-    @enable_ki_protection
-    async def __anext__(self) -> bytes:
-        """The next part of the body. Always a checkpoint.
-
-        Whatever ends the body here, the end itself or an error or a cancellation, closes it and gives the slot back.
-        A body that was closed before its end raises the family's ReadError: it must not look like a whole one.
-        """
-        body = self._body
-        if self._ended:
-            raise StopAsyncIteration
-        if body.closed:
-            raise self._family.read_error(_CLOSED_EARLY)
-        if body.reading:
-            raise anyio.BusyResourceError("reading from")
-        # Who reads is who will give the slot back: see the gate's tied slots.
-        body.hold.adopt()
-        body.reading = True
-        try:
-            if body.iterator is None:
-                body.iterator = aiter(body.inner)
-            with anyio.CancelScope(deadline=body.hold.deadline):
-                await checkpoint()
-                return await anext(body.iterator)
-        except StopAsyncIteration:
-            body.reading = False
-            if body.closed:
-                raise self._family.read_error(_CLOSED_EARLY) from None
-            self._ended = True
-            await self.aclose()
-            raise
-        except BaseException:
-            body.reading = False
-            await self.aclose()
-            raise
-        finally:
-            body.reading = False
-        # Only our own scope ends its block without an exception and without a return.
-        await self.aclose()
-        raise self._family.hold_timeout("the response was not read to its end within hold_timeout")
-
-    @enable_ki_protection
-    async def aclose(self) -> None:
-        """Close the body and give the slot back, as :meth:`ResponseBody.aclose` says. Always a checkpoint."""
-        try:
-            await self._body.aclose()
-        finally:
-            self._on_closed(self)
 
 
 TransportT = TypeVar("TransportT", bound=_Transport)
@@ -175,6 +62,9 @@ class GateTransportBase(Generic[TransportT]):
     ``response.extensions["mlxgate"]`` is ``{"waited": seconds}``.
 
     A task that owns a slot of the same gate passes, with one open response at a time; its children queue.
+
+    With a :class:`trio_mlxgate.Fallback` another server is asked when this one gives nothing. With
+    ``abandoned="drain"`` a request runs in a task of its own, so that its slot and its connection outlive its caller.
 
     The hold budget ends sending and reading, and gives the slot back; closing has what is left of it, and a second at
     least. While nobody reads it interrupts nobody: a response that lies open keeps its slot, and is reported one
@@ -200,6 +90,9 @@ class GateTransportBase(Generic[TransportT]):
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = CLOSE_TIMEOUT,
+        fallback: Fallback | None = None,
+        abandoned: WhenAbandoned = "release",
+        drain_limit: float = DRAIN_LIMIT,
     ) -> None:
         given: object = gate  # callers without a type checker may give anything, as the class
         finds = given is None or isinstance(given, EndpointGates)
@@ -216,6 +109,7 @@ class GateTransportBase(Generic[TransportT]):
             )
         self.transport = transport
         """The transport that sends the requests."""
+        self._fallback = check_fallback(fallback, self._family)
         self._gate = gate
         self._priorities = {int(urgency): check_priority(priority) for urgency, priority in priorities.items()}
         self._close_timeout = check_seconds("close_timeout", close_timeout)
@@ -224,13 +118,20 @@ class GateTransportBase(Generic[TransportT]):
         # Weak references: a response that nobody has any more is closed by its finaliser.
         self._open: WeakSet[GatedStream] = WeakSet()
         self._closings = 0
+        self._abandoned = check_abandoned(abandoned)
+        self._drain_limit = check_drain_limit(drain_limit)
+        self._exchanges = Exchanges(self._family, transport.handle_async_request, self._gated, self._close_timeout)
 
     async def __aenter__(self) -> Self:
         """Enter the inner transport. Always a checkpoint."""
         await checkpoint()
-        enter = getattr(self.transport, "__aenter__", None)
-        if enter is not None:
-            await enter()
+        await _enter(self.transport)
+        if self._fallback is not None:
+            try:
+                await _enter(self._fallback.transport)
+            except BaseException:
+                await self.transport.aclose()  # noqa: ASYNC102
+                raise
         return self
 
     async def __aexit__(
@@ -244,21 +145,26 @@ class GateTransportBase(Generic[TransportT]):
         try:
             await self._close_open_responses()  # noqa: ASYNC102
         finally:
-            leave = getattr(self.transport, "__aexit__", None)
-            if leave is not None:
-                await leave(exc_type, exc_value, traceback)  # noqa: ASYNC102
-            else:
-                await self.transport.aclose()  # noqa: ASYNC102
+            try:
+                leave = partial(_leave, self.transport, exc_type, exc_value, traceback)
+                await self._exchanges.close_after_all(leave)  # noqa: ASYNC102
+            finally:
+                if self._fallback is not None:
+                    await _leave(self._fallback.transport, exc_type, exc_value, traceback)  # noqa: ASYNC102
 
     async def aclose(self) -> None:
-        """Close the responses that are still open, which gives their slots back, and the inner transport.
+        """Close the responses that are still open, which gives their slots back, and the transports.
 
         Always a checkpoint.
         """
         try:
             await self._close_open_responses()
         finally:
-            await self.transport.aclose()  # noqa: ASYNC102
+            try:
+                await self._exchanges.close_after_all(self.transport.aclose)  # noqa: ASYNC102
+            finally:
+                if self._fallback is not None:
+                    await self._fallback.transport.aclose()  # noqa: ASYNC102
 
     async def _close_open_responses(self) -> None:
         """Close all at once, so that several that hang take no longer than one; then raise the first error."""
@@ -293,16 +199,58 @@ class GateTransportBase(Generic[TransportT]):
             )
         options = self._options(request)
         closings = self._closings
-        hold = await self._take(request, options)
+        if self._fallback is None:
+            hold = await self._take(request, options)
+            return await self._send_under(hold, request, options, closings)
+        asked_at = anyio.current_time()
+        taken: DetachedSlot | Loan | None = None
+        try:
+            taken = await self._take(request, options)
+            response = await self._send_under(taken, request, options, closings)
+            if isinstance(response.stream, GatedStream):
+                await has_begun(request, response, self._family)
+            return response
+        except Exception as error:
+            reason = self._fallback._reason_for(error, self._family)
+            # To a client that was closed in the meantime everything looks like a server that went away.
+            if reason is None or self._closings != closings:
+                raise
+            waited = taken.waited if taken is not None else anyio.current_time() - asked_at
+            failed = error
+        try:
+            return await self._fallback._ask(
+                request,
+                self._family,
+                self._gate_for(request),
+                error=failed,
+                reason=reason,
+                priority=options.final_priority,
+                waited=waited,
+            )
+        finally:
+            del failed  # it holds this frame, which would hold it
+
+    async def _send_under(self, hold: DetachedSlot | Loan, request: Any, options: RequestOptions, closings: int) -> Any:
         try:
             if self._closings != closings:
                 raise RuntimeError(
                     f"{_name_of(request)} was not sent: the client was closed while it waited for its slot"
                 )
-            return await self._send(request, hold)
+            if (options.abandoned or self._abandoned) == "release":
+                return await self._send(request, hold)
+            exchange = self._exchanges.start(request, hold, options.drain_limit or self._drain_limit)
         except BaseException:
             hold.release()
             raise
+        # From here on the slot is the exchange's.
+        response = await exchange.wait()
+        response.extensions = {**response.extensions, EXTENSION: {"waited": hold.waited}}
+        if isinstance(response.stream, GatedStream):
+            if self._closings != closings:
+                await response.stream.aclose()
+                raise self._family.read_error("the client was closed before this response could be read")
+            self._open.add(response.stream)
+        return response
 
     async def _send(self, request: Any, hold: DetachedSlot | Loan) -> Any:
         # Waiting lies behind us, so no timeout of the client has run until here.
@@ -316,21 +264,25 @@ class GateTransportBase(Generic[TransportT]):
             # Its body is here, as with a MockTransport: nobody will read it from the stream or close that.
             hold.release()
             return response
+        self._open.add(self._gated(request, response, hold))
+        return response
+
+    def _gated(self, request: Any, response: Any, hold: Hold) -> GatedStream:
+        """Let the body of a response hold a slot until it is closed."""
         stream = self._family.stream(
             _name_of(request), response.stream, hold, self._family, self._close_timeout, self._open.discard
         )
         response.stream = stream
-        self._open.add(stream)
-        return response
+        return stream
 
     @enable_ki_protection
     async def _take(self, request: Any, options: RequestOptions) -> DetachedSlot | Loan:
         gate = self._gate_for(request)
         owned = gate.owned_slot()
-        if owned is not None:
-            await checkpoint()
-            return owned.lend(_name_of(request), hold_timeout=options.final_hold_timeout)
         try:
+            if owned is not None:
+                await own_drain_ended(owned, options.final_max_wait)
+                return owned.lend(_name_of(request), hold_timeout=options.final_hold_timeout)
             return await gate.acquire_detached(
                 options.final_priority,
                 max_wait=options.final_max_wait,
@@ -372,6 +324,20 @@ class GateTransportBase(Generic[TransportT]):
             return current_mlx_gate()
         # A redirect is a request of its own, and so has the gate of where it leads.
         return self._gate.gate_for(str(request.url)) if isinstance(self._gate, EndpointGates) else self._gate
+
+
+async def _enter(transport: Any) -> None:  # noqa: ASYNC910 - who calls it has one
+    enter = getattr(transport, "__aenter__", None)
+    if enter is not None:
+        await enter()
+
+
+async def _leave(transport: Any, *exc: Any) -> None:
+    leave = getattr(transport, "__aexit__", None)
+    if leave is not None:
+        await leave(*exc)
+    else:
+        await transport.aclose()
 
 
 def _name_of(request: Any) -> str:

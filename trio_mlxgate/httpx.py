@@ -8,11 +8,15 @@ import httpx
 import trio
 
 from trio_mlxgate import _transport, errors
+from trio_mlxgate._family import Family
+from trio_mlxgate._gated_stream import GatedStream
 from trio_mlxgate.priority import URGENCY_PRIORITIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trio_mlxgate._fallback import Fallback
+    from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.endpoint_gates import EndpointGates
     from trio_mlxgate.gate import Gate
 
@@ -29,7 +33,7 @@ class HoldTimeout(trio.TooSlowError, httpx.ReadTimeout):
     """``hold_timeout`` ended: trio's ``TooSlowError``, and a ``ReadTimeout`` for those who only know httpx."""
 
 
-class _Stream(_transport.GatedStream, httpx.AsyncByteStream):
+class _Stream(GatedStream, httpx.AsyncByteStream):
     """A gated response body of this family."""
 
 
@@ -47,9 +51,14 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
       priorities: the priority that each urgency of the ``Priority`` header names.
       close_timeout: seconds that closing a response may take; it can't be cancelled.
+      fallback: another server, for when this one gives no answer.
+      abandoned: what becomes of a request whose caller leaves before the answer is there. ``"release"``: its connection
+        is closed and its slot given back. ``"drain"``: it keeps both until its answer is there, for servers that would
+        go on with it anyway. An event stream is closed either way.
+      drain_limit: for how many seconds at most after its caller has left.
     """
 
-    _family = _transport.Family(
+    _family = Family(
         name="httpx",
         request=httpx.Request,
         transport=httpx.AsyncBaseTransport,
@@ -57,6 +66,10 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         wait_too_long=WaitTooLong,
         hold_timeout=HoldTimeout,
         read_error=httpx.ReadError,
+        read_timeout=httpx.ReadTimeout,
+        byte_stream=httpx.ByteStream,
+        unreachable=(httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ProxyError),
+        too_slow=(httpx.ReadTimeout, httpx.WriteTimeout),
         stream=_Stream,
     )
 
@@ -67,6 +80,17 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = _transport.CLOSE_TIMEOUT,
+        fallback: Fallback | None = None,
+        abandoned: WhenAbandoned = "release",
+        drain_limit: float = _transport.DRAIN_LIMIT,
     ) -> None:
         inner = httpx.AsyncHTTPTransport() if transport is None else transport
-        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout)
+        super().__init__(
+            gate,
+            inner,
+            priorities=priorities,
+            close_timeout=close_timeout,
+            fallback=fallback,
+            abandoned=abandoned,
+            drain_limit=drain_limit,
+        )

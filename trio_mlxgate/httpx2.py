@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_mlxgate import _transport, errors
+from trio_mlxgate._family import Family
+from trio_mlxgate._gated_stream import GatedStream
 from trio_mlxgate.priority import URGENCY_PRIORITIES
 
 try:
@@ -19,6 +21,8 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trio_mlxgate._fallback import Fallback
+    from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.endpoint_gates import EndpointGates
     from trio_mlxgate.gate import Gate
 
@@ -35,7 +39,7 @@ class HoldTimeout(trio.TooSlowError, httpx2.ReadTimeout):
     """``hold_timeout`` ended: trio's ``TooSlowError``, and a ``ReadTimeout`` for those who only know httpx2."""
 
 
-class _Stream(_transport.GatedStream, httpx2.AsyncByteStream):
+class _Stream(GatedStream, httpx2.AsyncByteStream):
     """A gated response body of this family."""
 
 
@@ -53,9 +57,14 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
       priorities: the priority that each urgency of the ``Priority`` header names.
       close_timeout: seconds that closing a response may take; it can't be cancelled.
+      fallback: another server, for when this one gives no answer.
+      abandoned: what becomes of a request whose caller leaves before the answer is there. ``"release"``: its connection
+        is closed and its slot given back. ``"drain"``: it keeps both until its answer is there, for servers that would
+        go on with it anyway. An event stream is closed either way.
+      drain_limit: for how many seconds at most after its caller has left.
     """
 
-    _family = _transport.Family(
+    _family = Family(
         name="httpx2",
         request=httpx2.Request,
         transport=httpx2.AsyncBaseTransport,
@@ -63,6 +72,10 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         wait_too_long=WaitTooLong,
         hold_timeout=HoldTimeout,
         read_error=httpx2.ReadError,
+        read_timeout=httpx2.ReadTimeout,
+        byte_stream=httpx2.ByteStream,
+        unreachable=(httpx2.NetworkError, httpx2.ConnectTimeout, httpx2.RemoteProtocolError, httpx2.ProxyError),
+        too_slow=(httpx2.ReadTimeout, httpx2.WriteTimeout),
         stream=_Stream,
     )
 
@@ -73,6 +86,17 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
         close_timeout: float = _transport.CLOSE_TIMEOUT,
+        fallback: Fallback | None = None,
+        abandoned: WhenAbandoned = "release",
+        drain_limit: float = _transport.DRAIN_LIMIT,
     ) -> None:
         inner = httpx2.AsyncHTTPTransport() if transport is None else transport
-        super().__init__(gate, inner, priorities=priorities, close_timeout=close_timeout)
+        super().__init__(
+            gate,
+            inner,
+            priorities=priorities,
+            close_timeout=close_timeout,
+            fallback=fallback,
+            abandoned=abandoned,
+            drain_limit=drain_limit,
+        )

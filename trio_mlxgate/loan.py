@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from trio.lowlevel import current_task, enable_ki_protection
 
 if TYPE_CHECKING:
+    import anyio
     from trio.lowlevel import Task
 
     from trio_mlxgate.slots import Slot
@@ -25,6 +26,8 @@ class Loan:
         """What it is lent to, for messages."""
         self.holder: Task | None = current_task()
         """The task that will release the loan."""
+        self.drained: anyio.Event | None = None
+        """Set when what it is lent to has ended; None while the task that lent the slot is still there for that."""
         self._deadline = deadline
 
     @property

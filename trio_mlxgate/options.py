@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate.core.checks import WhenAbandoned, check_abandoned, check_drain_limit, check_seconds
 from trio_mlxgate.core.ticket import SupersedeKey
 from trio_mlxgate.outer_deadline import OuterDeadline, check_outer_deadline
 from trio_mlxgate.priority import DEFAULT_PRIORITY, check_priority
@@ -38,6 +38,12 @@ class RequestOptions:
     outer_deadline: OuterDeadline | None = None
     """What is done about a deadline around the wait, ``"warn"``, ``"raise"`` or ``"allow"``; None: as the gate says."""
 
+    abandoned: WhenAbandoned | None = None
+    """What becomes of it if its caller leaves, ``"release"`` or ``"drain"``; None: as the transport says."""
+
+    drain_limit: float | None = None
+    """For how many seconds it is drained at most, counted from when its caller left; None: as the transport says."""
+
     def __attrs_post_init__(self) -> None:
         if self.priority is not None:
             check_priority(self.priority)
@@ -49,6 +55,10 @@ class RequestOptions:
             SupersedeKey(self.supersede)
         if self.outer_deadline is not None:
             check_outer_deadline(self.outer_deadline)
+        if self.abandoned is not None:
+            check_abandoned(self.abandoned)
+        if self.drain_limit is not None:
+            check_drain_limit(self.drain_limit)
 
     def over(self, other: RequestOptions) -> RequestOptions:
         """These options, and what they leave open as ``other`` says."""
@@ -58,6 +68,8 @@ class RequestOptions:
             hold_timeout=other.hold_timeout if self.hold_timeout is None else self.hold_timeout,
             supersede=other.supersede if self.supersede is None else self.supersede,
             outer_deadline=other.outer_deadline if self.outer_deadline is None else self.outer_deadline,
+            abandoned=other.abandoned if self.abandoned is None else self.abandoned,
+            drain_limit=other.drain_limit if self.drain_limit is None else self.drain_limit,
         )
 
     @property
@@ -116,6 +128,8 @@ def use_options(
     hold_timeout: float | None = None,
     supersede: Hashable | None = None,
     outer_deadline: OuterDeadline | None = None,
+    abandoned: WhenAbandoned | None = None,
+    drain_limit: float | None = None,
 ) -> Generator[None]:
     """Within this block, requests through a ``GateTransport`` have these options, unless they name their own.
 
@@ -129,6 +143,8 @@ def use_options(
       hold_timeout: seconds that a request may take from the grant until its body is closed.
       supersede: a key; each request takes the place of the waiter that has the same one.
       outer_deadline: what is done about a deadline around the wait.
+      abandoned: what becomes of a request whose caller leaves, ``"release"`` or ``"drain"``.
+      drain_limit: for how many seconds it is drained at most, counted from when its caller left.
 
     Raises:
       TypeError, ValueError: on entering the block, if an argument isn't as described.
@@ -140,6 +156,8 @@ def use_options(
         hold_timeout=hold_timeout,
         supersede=supersede,
         outer_deadline=outer_deadline,
+        abandoned=abandoned,
+        drain_limit=drain_limit,
     )
     _current.set(options.over(outer))
     try:

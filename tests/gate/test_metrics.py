@@ -16,11 +16,14 @@ from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, job
 from trio_mlxgate import Gate, Priority, WaitTooLong
 from trio_mlxgate.instrumentation import (
     KINDS,
+    Abandoned,
     CallDetails,
     Cancelled,
     CapacityChanged,
     Details,
     Ended,
+    FellBack,
+    GivenUp,
     Granted,
     Orphaned,
     Overdue,
@@ -134,6 +137,8 @@ def told(kind: type[Details], **numbers: Any) -> Details:
         known["before"] = 1
     if kind is Orphaned:
         known["task"] = "reader"
+    if kind is FellBack:
+        known |= {"priority": 100, "waited": 0.0, "reason": "unreachable", "to": "https://cloud.example"}
     return kind(**(known | numbers))
 
 
@@ -178,6 +183,9 @@ def test_there_is_nothing_before_the_first_event(subject: Subject) -> None:
             {"mlxgate_call_outcomes_total{error_type=superseded,gate=macmini,outcome=superseded,priority=100}": 1},
         ),
         (told(Starving, queued=True, waited=300.0), {f"mlxgate_call_starving_total{{{CALL}}}": 1}),
+        (told(Abandoned, held=1.0), {f"mlxgate_call_abandoned_total{{{CALL}}}": 1}),
+        (told(GivenUp, held=70.0), {f"mlxgate_call_given_up_total{{{CALL}}}": 1}),
+        (told(FellBack), {"mlxgate_call_fallbacks_total{error_type=unreachable,gate=macmini,priority=100}": 1}),
         (told(Overdue, held=70.0), {f"mlxgate_slot_overdue_total{{{CALL}}}": 1}),
         (told(Orphaned, held=70.0), {f"mlxgate_slot_orphaned_total{{{CALL}}}": 1}),
         (told(CapacityChanged), {}),
@@ -256,7 +264,7 @@ def test_both_hooks_give_the_same_under_the_same_names() -> None:
             hook(told(kind, capacity=2, in_flight=1))
     in_prometheus, in_opentelemetry = (subject.read() for subject in subjects)
     assert in_prometheus == in_opentelemetry
-    assert len(in_prometheus) == 14
+    assert len(in_prometheus) == 17
 
 
 @attrs.frozen(kw_only=True)
@@ -363,6 +371,9 @@ def test_types_and_help_in_the_text_of_a_scrape() -> None:
         "mlxgate_call_starving_total": "counter",
         "mlxgate_slot_overdue_total": "counter",
         "mlxgate_slot_orphaned_total": "counter",
+        "mlxgate_call_fallbacks_total": "counter",
+        "mlxgate_call_abandoned_total": "counter",
+        "mlxgate_call_given_up_total": "counter",
     }
     assert "# HELP mlxgate_slot_wait_time_seconds How long a call stood in the queue" in text
 
@@ -398,6 +409,9 @@ def test_names_and_units_in_opentelemetry() -> None:
         "mlxgate.call.pending": "{call}",
         "mlxgate.call.outcomes": "{call}",
         "mlxgate.call.starving": "{call}",
+        "mlxgate.call.fallbacks": "{call}",
+        "mlxgate.call.abandoned": "{call}",
+        "mlxgate.call.given_up": "{call}",
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import signal
+from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import attrs
 import httpx
 import pytest
@@ -13,7 +15,25 @@ import trio
 import trio_mlxgate.httpx
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+
+LIMIT: Final = 120.0
+"""Seconds that a test here may take, the virtual ones too: a slot that is lost would be waited for for ever."""
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """End a test that hangs, in whichever way that is possible."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"this test took {LIMIT:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @attrs.define
@@ -34,6 +54,8 @@ class Script:
     read_error: Exception | None = None
     """Raised after the last part."""
 
+    requests: list[Any] = attrs.field(factory=list)
+
     sent: list[tuple[str, float]] = attrs.field(factory=list)
     """Path and time of each request that was sent."""
 
@@ -43,6 +65,14 @@ class Script:
     close_error: Exception | None = None
     iterator_close_error: Exception | None = None
     """Raised by the body's generator when it is closed early."""
+
+    headers: dict[str, str] = attrs.field(factory=dict)
+    """Of each answer."""
+
+    cut: list[tuple[str, float]] = attrs.field(factory=list)
+    """Path and time of each request that was cancelled before its head was there."""
+
+    transport_closed: list[float] = attrs.field(factory=list)
 
     on_close: Callable[[], object] = lambda: None
     on_send: Callable[[str], object] = lambda path: None
@@ -90,12 +120,23 @@ class Family:
             async def handle_async_request(self, request: Any) -> Any:
                 script.sent.append((request.url.path, trio.current_time()))
                 script.on_send(request.url.path)
-                await trio.sleep(script.answer_after)
+                script.requests.append(request)
+                try:
+                    await trio.sleep(script.answer_after)
+                except trio.Cancelled:
+                    script.cut.append((request.url.path, trio.current_time()))
+                    raise
                 if script.send_error is not None:
                     raise script.send_error
                 if request.url.path == "/moved":
                     return module.Response(302, headers={"location": script.location}, stream=Body("/moved"))
-                return module.Response(200, stream=Body(request.url.path), extensions={"http_version": b"HTTP/1.1"})
+                body = Body(request.url.path)
+                return module.Response(
+                    200, headers=script.headers, stream=body, extensions={"http_version": b"HTTP/1.1"}
+                )
+
+            async def aclose(self) -> None:
+                script.transport_closed.append(anyio.current_time())
 
         return Inner()
 

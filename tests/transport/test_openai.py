@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import trio_mlxgate.httpx
-from trio_mlxgate import Gate, Priority, use_options, use_priority
+from trio_mlxgate import Fallback, Gate, Priority, rewrite_to, use_options, use_priority
 from trio_mlxgate.testing import inference_server
 
 if TYPE_CHECKING:
@@ -128,3 +128,57 @@ async def test_what_the_gate_raises_reaches_the_user_as_the_sdks_timeout(
         await sdk.chat.completions.create(model="m", messages=MESSAGES, extra_headers={"Priority": "u=0"})
     assert gate.statistics().in_flight == 0
     assert (await server.status())["total_requests"] == 2
+
+
+async def test_the_sdk_gets_its_answer_from_the_fallback(family: tuple[Any, Any], server: InferenceServer) -> None:
+    module, gated = family
+    gate = Gate(1, outer_deadline="allow")
+    with trio.fail_after(30):
+        async with inference_server() as dead:
+            dead.kill()
+            await dead.wait()
+            rewrite = rewrite_to(server.base_url, api_key="another", model="other")
+            fallback = Fallback(module.AsyncHTTPTransport(), rewrite)
+            client = module.AsyncClient(transport=gated.GateTransport(gate, fallback=fallback))
+            async with openai.AsyncOpenAI(
+                base_url=dead.base_url, api_key="none", http_client=client, max_retries=0
+            ) as sdk:
+                answer = await sdk.chat.completions.create(model="m", messages=MESSAGES)
+                assert "one two three four" in (answer.choices[0].message.content or "")
+                words = []
+                async with await sdk.chat.completions.create(model="m", messages=MESSAGES, stream=True) as stream:
+                    async for chunk in stream:
+                        words += [choice.delta.content or "" for choice in chunk.choices]
+                assert "one two three four" in "".join(words)
+                server.kill()
+                await server.wait()
+                with pytest.raises(openai.APIConnectionError) as error:
+                    await sdk.chat.completions.create(model="m", messages=MESSAGES)
+                assert isinstance(error.value.__cause__, module.ConnectError)
+                assert isinstance(error.value.__cause__.__cause__, module.ConnectError)
+
+
+async def test_a_call_of_the_sdk_that_was_left_is_drained(family: tuple[Any, Any], server: InferenceServer) -> None:
+    module, gated = family
+    gate = Gate(1, outer_deadline="allow")
+    client = module.AsyncClient(transport=gated.GateTransport(gate, abandoned="drain"))
+    with trio.fail_after(30):
+        async with openai.AsyncOpenAI(
+            base_url=server.base_url, api_key="none", http_client=client, max_retries=0
+        ) as sdk:
+            with trio.move_on_after(0.2) as left:
+                await sdk.chat.completions.create(model="m", messages=MESSAGES)
+            assert left.cancelled_caught
+            # The SDK's own timeout leaves it, too.
+            with pytest.raises(openai.APITimeoutError):
+                await sdk.chat.completions.create(model="m", messages=MESSAGES, timeout=0.2)
+            assert gate.statistics().in_flight == 1
+            words = []
+            async with await sdk.chat.completions.create(model="m", messages=MESSAGES, stream=True) as stream:
+                async for chunk in stream:
+                    words += [choice.delta.content or "" for choice in chunk.choices]
+            assert "one two three four" in "".join(words)
+            answer = await sdk.chat.completions.create(model="m", messages=MESSAGES)
+            assert "one two three four" in (answer.choices[0].message.content or "")
+    status = await server.status()
+    assert (status["completed"], status["abandoned"], status["overlaps"]) == (4, 0, 0)

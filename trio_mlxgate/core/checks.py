@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from trio_mlxgate.priority import MAX_PRIORITY, check_priority
 
@@ -51,6 +51,38 @@ def check_seconds(name: str, seconds: object) -> float:
     if not (0 <= seconds <= _LONGEST or seconds == math.inf):
         raise ValueError(f"{name} must be >= 0 seconds (math.inf: no limit), not {seconds!r}")
     return seconds
+
+
+WhenAbandoned: TypeAlias = Literal["release", "drain"]
+"""What becomes of a request whose caller leaves: its slot is given back, or kept until the server has answered."""
+
+
+def check_abandoned(abandoned: object) -> WhenAbandoned:
+    """Return ``abandoned`` if it is one of the two.
+
+    Raises:
+      ValueError: it isn't.
+    """
+    if abandoned == "release":
+        return "release"
+    if abandoned == "drain":
+        return "drain"
+    raise ValueError(f"abandoned must be 'release' or 'drain', not {abandoned!r}")
+
+
+def check_drain_limit(drain_limit: object) -> float:
+    """Return ``drain_limit`` if it is a finite number of seconds > 0.
+
+    Raises:
+      TypeError: it isn't a number.
+      ValueError: it isn't > 0 and finite: a server that never answers would keep its slot for ever.
+    """
+    told = f"drain_limit must be a finite number of seconds > 0, not {drain_limit!r}"
+    if isinstance(drain_limit, bool) or not isinstance(drain_limit, int | float):
+        raise TypeError(told)
+    if not 0 < drain_limit <= _LONGEST:
+        raise ValueError(told)
+    return drain_limit
 
 
 def check_aging(aging: object) -> float | None:

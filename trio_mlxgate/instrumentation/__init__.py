@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from trio_mlxgate.instrumentation.details import (
     KINDS as KINDS,
+    Abandoned as Abandoned,
     CallDetails as CallDetails,
     Cancelled as Cancelled,
     CapacityChanged as CapacityChanged,
     Details as Details,
     Ended as Ended,
+    FellBack as FellBack,
+    GivenUp as GivenUp,
     Granted as Granted,
     Hook as Hook,
     Orphaned as Orphaned,

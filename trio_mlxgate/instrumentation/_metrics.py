@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from trio_mlxgate.instrumentation.details import (
+    Abandoned,
     CallDetails,
     Cancelled,
     CapacityChanged,
     Details,
+    FellBack,
+    GivenUp,
     Granted,
     Orphaned,
     Overdue,
@@ -67,6 +70,13 @@ OVERDUE: Final = Metric(
 ORPHANED: Final = Metric(
     "mlxgate.slot.orphaned", "{slot}", _CALL, "How many slots were taken back because their task had ended"
 )
+ABANDONED: Final = Metric(
+    "mlxgate.call.abandoned", "{call}", _CALL, "How many requests were drained because their caller had left"
+)
+GIVEN_UP: Final = Metric("mlxgate.call.given_up", "{call}", _CALL, "How many of these had no answer within drain_limit")
+FALLBACKS: Final = Metric(
+    "mlxgate.call.fallbacks", "{call}", (*_CALL, "error.type"), "How many requests went to the fallback"
+)
 
 LEVELS: Final = (CAPACITY, IN_FLIGHT, PENDING)
 """What goes up and down."""
@@ -74,7 +84,7 @@ LEVELS: Final = (CAPACITY, IN_FLIGHT, PENDING)
 TIMES: Final = (WAIT_TIME, USE_TIME)
 """What is distributed; all in seconds."""
 
-COUNTS: Final = (OUTCOMES, STARVING, OVERDUE, ORPHANED)
+COUNTS: Final = (OUTCOMES, STARVING, OVERDUE, ORPHANED, ABANDONED, GIVEN_UP, FALLBACKS)
 """What only goes up."""
 
 BUCKETS: Final = (
@@ -93,9 +103,16 @@ _OUTCOME: Final[dict[type[Details], str]] = {
     Superseded: "superseded",
 }
 
-_COUNTED: Final[dict[type[Details], Metric]] = {Starving: STARVING, Overdue: OVERDUE, Orphaned: ORPHANED}
+# Kinds of which no more is to be said than how many there were.
+_COUNTED: Final[dict[type[Details], Metric]] = {
+    Starving: STARVING,
+    Overdue: OVERDUE,
+    Orphaned: ORPHANED,
+    Abandoned: ABANDONED,
+    GivenUp: GIVEN_UP,
+}
 
-_KINDS: Final = frozenset({*_OUTCOME, Queued, Released, *_COUNTED, CapacityChanged})
+_KINDS: Final = frozenset({*_OUTCOME, *_COUNTED, Queued, Released, CapacityChanged, FellBack})
 
 
 def number_as_label(priority: int) -> str:
@@ -124,6 +141,8 @@ class MetricsHook(abc.ABC):
         gate = details.gate
         self._set(CAPACITY, details.capacity, gate)
         self._set(IN_FLIGHT, details.in_flight, gate)
+        if isinstance(details, FellBack):
+            self._add(FALLBACKS, 1, gate, self._priority_label(details.priority), details.reason)
         if not isinstance(details, CallDetails):
             return
         priority = self._priority_label(details.priority)

@@ -124,6 +124,17 @@ class Ended(Details):
 
 
 @attrs.frozen(kw_only=True)
+class Abandoned(CallDetails):
+    """The caller of a request has left; the request is drained, and keeps its slot until its answer is there."""
+
+
+@attrs.frozen(kw_only=True)
+class GivenUp(CallDetails):
+    """An abandoned request had no answer within its ``drain_limit``, and its slot was given back: the server may well
+    work on."""
+
+
+@attrs.frozen(kw_only=True)
 class CapacityChanged(Details):
     """The capacity was set to another value; the calls that this let in, already counted here, follow."""
 
@@ -131,9 +142,26 @@ class CapacityChanged(Details):
     """The capacity until now."""
 
 
+@attrs.frozen(kw_only=True)
+class FellBack(Details):
+    """A request goes to the fallback of its transport now: what it holds leaves for another server."""
+
+    priority: int
+    """The priority that the request had at the gate."""
+
+    reason: str
+    """Why: ``"unreachable"``, ``"wait_too_long"``, ``"queue_full"`` or ``"hold_timeout"``."""
+
+    to: str
+    """Where it goes, as ``https://api.example.com:8443``: no path, no secrets."""
+
+    waited: float
+    """For how many seconds it stood in the queue of the gate."""
+
+
 KINDS: Final[tuple[type[Details], ...]] = (
     *(Queued, Granted, Released, Cancelled, Rejected, Superseded, Starving, Overdue, WaitsForParent, Orphaned),
-    *(Ended, CapacityChanged),
+    *(Abandoned, GivenUp, Ended, CapacityChanged, FellBack),
 )
 """Every kind of details that a gate gives."""
 

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from trio_mlxgate.instrumentation.details import (
+    Abandoned,
     CallDetails,
     Cancelled,
     CapacityChanged,
     Details,
     Ended,
+    FellBack,
+    GivenUp,
     Granted,
     Orphaned,
     Overdue,
@@ -53,7 +56,10 @@ _LINES: Final[dict[type[Details], _Line]] = {
     WaitsForParent: _Line(level=logging.WARNING, event="waits_for_parent", more=("parent", "site")),
     Orphaned: _Line(level=logging.ERROR, event="orphan", duration_ms=True, more=("task",)),
     Ended: _Line(level=logging.INFO, event="end", queue_length=True, more=("reason",)),
+    Abandoned: _Line(level=logging.INFO, event="abandon", duration_ms=True),
+    GivenUp: _Line(level=logging.WARNING, event="give_up", duration_ms=True),
     CapacityChanged: _Line(level=logging.INFO, event="capacity", queue_length=True, more=("before", "capacity")),
+    FellBack: _Line(level=logging.WARNING, event="fallback", wait_ms=True, more=("reason", "to")),
 }
 
 
@@ -81,12 +87,13 @@ class LoggingHook:
         """Write one line."""
         line = _LINES[type(details)]
         fields: dict[str, object] = {"gate": details.gate}
-        if isinstance(details, CallDetails):
+        if isinstance(details, CallDetails | FellBack):
             fields["priority"] = details.priority
-            fields["seq"] = details.seq
+            if isinstance(details, CallDetails):
+                fields["seq"] = details.seq
             if line.wait_ms:
                 fields["wait_ms"] = round(details.waited * 1000, 1)
-            if line.duration_ms:
+            if isinstance(details, CallDetails) and line.duration_ms:
                 fields["duration_ms"] = round(details.held * 1000, 1)
         if line.queue_length:
             fields["queue_length"] = details.queue_length
