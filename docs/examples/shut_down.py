@@ -11,7 +11,7 @@ from trio_mlxgate import Gate
 gate = Gate(1, name="macmini")
 
 
-async def digest(number: int) -> None:
+async def digest(number: int) -> None:  # noqa: ASYNC910 - asking is a checkpoint, also where it is refused
     try:
         async with gate.slot():
             await trio.sleep(0.4)  # where the model would be called
@@ -32,17 +32,12 @@ async def main() -> None:
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             for number in range(6):
-                await nursery.start(begin, number)
+                nursery.start_soon(digest, number)
+            await trio.lowlevel.checkpoint()
             signal.raise_signal(signal.SIGTERM)  # as the system would
             async for _ in signals:
                 break
         await shut_down()
-
-
-async def begin(number: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Start a digest in the order of the numbers: trio starts tasks of one step in random order."""
-    task_status.started()
-    await digest(number)
 
 
 if __name__ == "__main__":
