@@ -226,7 +226,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("core/admission.py", _in_method("_settle", r"if ticket\.supersede is not None:"), r"\1if ticket is None:"),
     ),
     "latest wins: nobody tells the older": (
-        Edit("gate.py", _in_method("_oust", r"if older\.waiter is not None:"), r"\1if older is None:"),
+        Edit("driver.py", _in_method("_oust", r"if older\.waiter is not None:"), r"\1if older is None:"),
     ),
     # ---- positions and estimates ----
     "positions: from 0 on": (Edit("core/admission.py", r"1 \+ sum\(ahead\.values\(\)\)", "sum(ahead.values())"),),
@@ -271,7 +271,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("instrumentation/listeners.py", _in_method("_take_out", r"if other is not listener"), r"\1"),
     ),
     "hooks: a call that was refused at once is said to have queued": (
-        Edit("gate.py", r"queued=ticket\.place is not None", "queued=ticket.seq > 0"),
+        Edit("driver.py", r"queued=ticket\.place is not None", "queued=ticket.seq > 0"),
     ),
     # ---- ends ----
     "ends: a free slot of a closed gate is given away": (
@@ -285,7 +285,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("gate.py", r"self\._admission\.refuse_newcomers\(\)", "self._end(CLOSED)"),
     ),
     "ends: who waits at a closed gate is not woken": (
-        Edit("gate.py", _in_method("_end", r"if ticket\.waiter is not None:"), r"\1if ticket is None:"),
+        Edit("driver.py", _in_method("_end", r"if ticket\.waiter is not None:"), r"\1if ticket is None:"),
     ),
     "ends: who was sent away is still counted": (
         Edit("core/admission.py", _in_method("refuse_all", r"self\._leave\(ticket\)"), r"\1self._forget_wait(ticket)"),
@@ -300,7 +300,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("ends.py", r"gate\._take_back\(task\)", "gate._owners.pop(task)"),
     ),
     "ends: a strict gate hands a lost slot on": (
-        Edit("gate.py", _in_method("_take_back", r"if self\._strict and"), r"\1if False and"),
+        Edit("driver.py", _in_method("_take_back", r"if self\._strict and"), r"\1if False and"),
     ),
     "ends: a lost slot is given back twice": (
         Edit("slots.py", r"if self\.state is TicketState\.ORPHANED:", "if False:"),
@@ -319,7 +319,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("threads.py", _in_method("_give_back", r"self\._scope\.cancel\(\)"), r"\1pass"),
     ),
     "threads: an abandoned one is taken for its task's": (
-        Edit("gate.py", r"elif not tied\.for_thread or runs_for_a_thread\(\):", "else:"),
+        Edit("driver.py", r"elif not tied\.for_thread or runs_for_a_thread\(\):", "else:"),
     ),
     "parents: told at every call": (Edit("ancestors.py", r"if site not in self\._reported:", "if True:"),),
     "parents: told also if another slot can be had": (

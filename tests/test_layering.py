@@ -32,6 +32,7 @@ LAYERS: Final[dict[str, int]] = {
     "alarms": 2,
     "ends": 2,
     "threads": 2,
+    "driver": 2,
     "gate": 2,
     "mlx": 2,
     "options": 2,

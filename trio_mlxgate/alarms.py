@@ -13,7 +13,7 @@ from trio_mlxgate.instrumentation import details
 
 if TYPE_CHECKING:
     from trio_mlxgate.core.admission import Passed
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.driver import Driver
     from trio_mlxgate.slots import Slot
 
 
@@ -24,7 +24,7 @@ class Alarms:
     or ends. So a queue that fills and empties all the time costs nothing here.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Driver) -> None:
         self._gate = gate
         self._scope: trio.CancelScope | None = None
         self.until = math.inf

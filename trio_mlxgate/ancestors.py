@@ -12,14 +12,14 @@ from trio_mlxgate.instrumentation import details
 if TYPE_CHECKING:
     from trio.lowlevel import Task
 
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.driver import Driver
     from trio_mlxgate.slots import Slot
 
 
 class Ancestors:
     """What one gate knows of those who wait for their parents' slots."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Driver) -> None:
         self._gate = gate
         self._reported: set[tuple[str, int]] = set()
 

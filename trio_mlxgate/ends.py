@@ -6,14 +6,14 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 import trio
-from trio.lowlevel import checkpoint, checkpoint_if_cancelled, current_task
+from trio.lowlevel import checkpoint, checkpoint_if_cancelled, current_task, enable_ki_protection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio.lowlevel import Task
 
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.driver import Driver
     from trio_mlxgate.instrumentation import Details
 
 
@@ -23,7 +23,7 @@ class Idleness:
     While there are any, it is one of the gate's hooks, so that a gate for which nobody waits pays nothing.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Driver) -> None:
         self._gate = gate
         self._lot = trio.lowlevel.ParkingLot()
         self._attached = False
@@ -40,6 +40,7 @@ class Idleness:
                 f"this task holds a slot of gate {gate.name!r} itself; give it back before you wait until it is idle"
             )
 
+    @enable_ki_protection
     async def wait(self) -> None:
         """Wait until it is so at some moment. Always a checkpoint."""
         gate = self._gate
@@ -88,12 +89,12 @@ class _Exits(trio.abc.Instrument):
 
     def __init__(self) -> None:
         # A tuple, for it is looked through at the end of every task of the program, and never changed meanwhile.
-        self.gates: tuple[weakref.ref[Gate], ...] = ()
+        self.gates: tuple[weakref.ref[Driver], ...] = ()
 
-    def add(self, gate: Gate) -> None:
+    def add(self, gate: Driver) -> None:
         self.gates = (*self.gates, weakref.ref(gate, self._drop))
 
-    def _drop(self, gone: weakref.ref[Gate]) -> None:
+    def _drop(self, gone: weakref.ref[Driver]) -> None:
         self.gates = tuple(gate for gate in self.gates if gate is not gone)
 
     def task_exited(self, task: Task) -> None:
@@ -106,7 +107,7 @@ class _Exits(trio.abc.Instrument):
 _exits: Final[trio.lowlevel.RunVar[_Exits]] = trio.lowlevel.RunVar("trio_mlxgate.exits")
 
 
-def watch_exits(gate: Gate) -> None:
+def watch_exits(gate: Driver) -> None:
     """From here on, in this run, the gate hears of each task that ends: of one that owns a slot still."""
     try:
         exits = _exits.get()

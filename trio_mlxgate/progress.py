@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trio.lowlevel import Task
 
     from trio_mlxgate.core.estimates import Outlook
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.driver import Driver
     from trio_mlxgate.instrumentation import Details
     from trio_mlxgate.slots import Slot
 
@@ -101,7 +101,7 @@ class ProgressBoard:
     scheduler pass, however many events come until then.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Driver) -> None:
         self._gate = gate
         self._watching: dict[Progress, None] = {}
         self._attached = False

@@ -256,6 +256,8 @@ class ThreadSlot:
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._give_back)
 
+    # trio runs what a thread asks for unprotected.
+    @enable_ki_protection
     async def _acquire(self, thread: int, host: Task | None) -> None:
         """In the trio thread: wait for the slot. Always a checkpoint, unless it raises RuntimeError."""
         gate = self.gate

@@ -64,6 +64,37 @@ async def interrupted_capacity(gate: Gate) -> None:
         gate.statistics()
 
 
+async def interrupted_rest(gate: Gate) -> None:
+    async def forgetful() -> None:
+        await gate.slot().__aenter__()
+        await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forgetful)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(job, gate, Log(), "", 100, 1)
+        nursery.start_soon(gate.wait_idle)
+        with trio.move_on_after(0.5):
+            await gate.wait_idle()
+        await gate.wait_idle()
+
+
+async def interrupted_limiter(gate: Gate) -> None:
+    limiter = gate.limiter(50)
+
+    async def one() -> None:
+        await limiter.acquire_on_behalf_of("borrower")
+        try:
+            await trio.sleep(1)
+        finally:
+            # To interrupt this very line is to interrupt the caller.
+            limiter.release_on_behalf_of("borrower")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one)
+        nursery.start_soon(one)
+
+
 async def interrupted_statistics(gate: Gate) -> None:
     await trio.lowlevel.checkpoint()
     gate.statistics()
@@ -76,6 +107,8 @@ async def interrupted_statistics(gate: Gate) -> None:
         interrupted_slots_without_waiting,
         interrupted_detached_slots,
         interrupted_capacity,
+        interrupted_rest,
+        interrupted_limiter,
         interrupted_statistics,
     ],
 )
@@ -84,7 +117,11 @@ def test_no_line_of_the_library_loses_anything_to_a_keyboard_interrupt(
 ) -> None:
     """SIGINT arrives at each line of the gate's modules in turn; after each, no slot is lost and the gate works."""
     modules = {
-        sys.modules[f"trio_mlxgate.{name}"].__file__ for name in ("gate", "slots", "core.admission", "core.ordering")
+        sys.modules[f"trio_mlxgate.{name}"].__file__
+        for name in (
+            *("gate", "driver", "slots", "detached_slots", "alarms", "ends", "threads"),
+            *("core.admission", "core.ordering"),
+        )
     }
     losses: set[str] = set()
     interrupted = number = 0

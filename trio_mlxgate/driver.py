@@ -1,0 +1,280 @@
+"""What a gate does in trio: it wakes tasks as ``core/admission.py`` decides, tells of it, and decides nothing itself.
+
+The public face is in ``gate.py``; slots, and what else belongs to a gate, use what is here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import outcome
+import trio
+from trio.lowlevel import current_trio_token, reschedule
+
+from trio_mlxgate.alarms import Alarms
+from trio_mlxgate.ancestors import Ancestors
+from trio_mlxgate.call_sites import runs_for_a_thread
+from trio_mlxgate.core.ticket import BROKEN, CLOSED, QUEUE_FULL, SUPERSEDED, TicketState
+from trio_mlxgate.ends import Idleness, watch_exits
+from trio_mlxgate.instrumentation import details
+from trio_mlxgate.instrumentation.listeners import Listeners
+from trio_mlxgate.loan import Loan
+from trio_mlxgate.outer_deadline import OuterDeadlines
+from trio_mlxgate.progress import ProgressBoard
+from trio_mlxgate.refusals import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.lowlevel import Task, TrioToken
+
+    from trio_mlxgate.core.admission import Admission
+    from trio_mlxgate.detached_slots import DetachedSlot
+    from trio_mlxgate.instrumentation import CallDetails, Hook
+    from trio_mlxgate.outer_deadline import OuterDeadline
+    from trio_mlxgate.slots import Slot
+
+
+class Driver:
+    """The driver of one gate: its run, its sleeping tasks, its hooks. Everything here is for this package alone."""
+
+    def __init__(
+        self,
+        name: str,
+        admission: Admission[Slot],
+        *,
+        starvation_warning: float,
+        outer_deadline: OuterDeadline,
+        strict: bool,
+        hooks: Iterable[Hook],
+    ) -> None:
+        self.name = name
+        self._admission = admission
+        self._starvation_warning = starvation_warning
+        self._outer_deadlines = OuterDeadlines(name, outer_deadline)
+        self._ancestors = Ancestors(self)
+        self._strict = strict
+        self._listeners = Listeners(name)
+        if not isinstance(hooks, Iterable):
+            raise TypeError(f"hooks must be a list of hooks, such as [LoggingHook()], not {hooks!r}")
+        for hook in hooks:
+            self._listeners.add(hook)
+        self._listen()
+        self._token: TrioToken | None = None
+        self._clock: Callable[[], float] = _no_clock
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        # Which owned slot each task holds.
+        self._owners: dict[Task, Slot] = {}
+        # Detached slots and loans that only the task noted in them can give back, or a thread that it waits for.
+        self._tied: set[DetachedSlot | Loan] = set()
+        # Which slot each thread holds that asked for itself.
+        self._threads: dict[int, DetachedSlot] = {}
+        self._alarms = Alarms(self)
+        self._board = ProgressBoard(self)
+        self._idleness = Idleness(self)
+        self._outer_deadlines.look_more_closely()
+
+    # ---- the run ----
+
+    def _bind(self) -> None:
+        """Make sure that the gate belongs to the current run, starting empty if its last run is over."""
+        if not trio.lowlevel.in_trio_run():
+            raise RuntimeError(
+                f"gate {self.name!r} works inside trio.run(); outside of it, and under asyncio, it can't"
+            )
+        token = current_trio_token()
+        if token is self._token:
+            return
+        if not self._run_is_over():
+            raise RuntimeError(f"{self!r} is in use by another trio run; each run needs a gate of its own")
+        if self._token is not None:
+            # What the ended run left behind is gone with it; its slots still point to the old state.
+            self._admission = self._admission.anew()
+            self._board.detach()
+            self._idleness.detach()
+            self._start_empty()
+        self._token = token
+        self._clock = trio.lowlevel.current_clock().current_time
+        watch_exits(self)
+
+    def _check_run(self) -> None:
+        """Raise RuntimeError if this is not called from the gate's run and that run is alive."""
+        inside = trio.lowlevel.in_trio_run() and current_trio_token() is self._token
+        if not inside and not self._run_is_over():
+            raise RuntimeError(f"{self!r} is used from outside its run; go through trio.from_thread")
+
+    def _run_is_over(self) -> bool:
+        if self._token is None:
+            return True
+        try:
+            self._token.run_sync_soon(_nothing, idempotent=True)
+        except trio.RunFinishedError:
+            return True
+        return False
+
+    # ---- waking, and telling ----
+
+    def _wake(self, granted: list[Slot]) -> None:
+        """Let the tasks run to which the core has granted slots. Hooks are told when all are on their way."""
+        for ticket in granted:
+            if ticket.waiter is not None:
+                reschedule(ticket.waiter)
+
+    def _tell_granted(self, granted: list[Slot]) -> None:
+        if granted and self._granted_wanted():
+            for ticket in granted:
+                self._tell(details.Granted, ticket)
+
+    def _released(self, ticket: Slot, granted: list[Slot]) -> None:
+        """A slot was given back, which let others in: let their tasks run, and only then tell anybody."""
+        # As _wake, without the call: this is the path of every handover.
+        for other in granted:
+            if other.waiter is not None:
+                reschedule(other.waiter)
+        wanted = self._handover_wanted
+        if wanted():
+            self._tell(details.Released, ticket)
+            for other in granted:
+                self._tell(details.Granted, other)
+
+    def _cancelled(self, ticket: Slot, granted: list[Slot]) -> None:
+        """A waiter was cancelled, which let others in."""
+        self._wake(granted)
+        self._tell(details.Cancelled, ticket)
+        self._tell_granted(granted)
+
+    def _oust(self, older: Slot) -> None:
+        """A call was superseded, and is out of the queue: its task gets the error."""
+        if older.waiter is not None:
+            reschedule(older.waiter, outcome.Error(self._refusal(older)))
+
+    def _superseded(self, older: Slot, newer: Slot) -> None:
+        self._tell(details.Superseded, older, by=newer.seq)
+
+    def _refused(self, ticket: Slot) -> None:
+        self._tell(details.Rejected, ticket, reason=ticket.refusal)
+
+    def _refusal(self, ticket: Slot, known: dict[int, float | None] | None = None) -> Exception:
+        """The error for a rejected call, with what the queue says of its chance if it comes again.
+
+        ``known`` keeps the answers for each priority, for when many are refused at once.
+        """
+        if ticket.refusal in (SUPERSEDED, CLOSED, BROKEN):
+            return refusal(self.name, ticket, waited=0.0, full=None, retry_after=None)
+        expected: dict[int, float | None] = {} if known is None else known
+        admission, now, priority = self._admission, self._clock(), ticket.priority
+        if priority not in expected:
+            expected[priority] = admission.expected_wait(priority, now)
+        waited = now - ticket.arrived_at
+        full = admission.fullness(priority) if ticket.refusal == QUEUE_FULL else None
+        return refusal(self.name, ticket, waited=waited, full=full, retry_after=expected[priority])
+
+    def _waits_for_itself(self, slot: Slot, task: Task) -> bool:
+        """Whether ``slot`` can't be had as long as ``task`` holds what is tied to it: it would wait for itself."""
+        if not slot.max_wait or self._admission.ended is not None:
+            return False  # it doesn't wait at all
+        mine = self._tied_to(task)
+        return bool(mine) and self._admission.blocked_by(mine, slot.priority)
+
+    def _tied_to(self, task: Task) -> list[Slot]:
+        """The slots that can't be given back while this task waits for something else.
+
+        A slot of a thread goes back by itself, but not while the task runs something for the thread.
+        """
+        mine: list[Slot] = []
+        for tied in self._tied:
+            if tied.holder is task:
+                if isinstance(tied, Loan):
+                    mine.append(tied.slot)
+                elif not tied.for_thread or runs_for_a_thread():
+                    mine.append(tied)
+        return mine
+
+    # ---- ends ----
+
+    def _end(self, reason: str) -> None:
+        """Refuse all who wait and all who come; or nothing, if that is so already."""
+        admission = self._admission
+        if admission.ended == reason and not admission.tasks_waiting:
+            return
+        refused = admission.refuse_all(reason)
+        for ticket in refused:
+            if ticket.waiter is not None:
+                reschedule(ticket.waiter, outcome.Error(self._refusal(ticket)))
+        self._tell_of_gate(details.Ended, reason=reason)
+        for ticket in refused:
+            self._refused(ticket)
+
+    def _take_back(self, task: Task) -> None:
+        """This task has ended and owns a slot still."""
+        slot = self._owners.pop(task)
+        slot.task = None
+        if slot._scope is not None:
+            slot._scope.deadline = math.inf  # nobody is left whom it could interrupt
+        self._tell(details.Orphaned, slot, task=task.name)
+        if self._strict and (self._admission.ended is None or self._admission.tasks_waiting):
+            self._end(BROKEN)
+        if slot._loan is not None:
+            # Whoever has the response may be reading it: the bound counts what runs.
+            self._tied.add(slot._loan)
+            return
+        self._released(slot, self._admission.take_back(slot, self._clock()))
+
+    # ---- hooks ----
+
+    def _listen(self) -> None:
+        """Note who listens; to be called when that has changed."""
+        listeners = self._listeners
+        # The events of every call have a short way to hear that nobody listens.
+        self._queued_wanted = listeners.wanted(details.Queued)
+        self._granted_wanted = listeners.wanted(details.Granted)
+        self._released_wanted = listeners.wanted(details.Released)
+        self._handover_wanted = listeners.wanted(details.Released, details.Granted)
+
+    def _tell(self, kind: type[CallDetails], ticket: Slot, **more: Any) -> None:
+        """Tell the hooks what has happened to a call."""
+        if self._listeners.tell(kind, lambda: self._describe(kind, ticket, more)):
+            self._listen()
+
+    def _tell_of_gate(self, kind: type[details.Details], **more: Any) -> None:
+        if self._listeners.tell(kind, lambda: kind(**self._shape(), **more)):
+            self._listen()
+
+    def _describe(self, kind: type[CallDetails], ticket: Slot, more: dict[str, Any]) -> CallDetails:
+        now = self._clock()
+        granted = ticket.state in _GRANTED_ONCE
+        arrived = ticket.seq > 0
+        return kind(
+            **self._shape(),
+            priority=ticket.priority,
+            seq=ticket.seq,
+            queued=ticket.place is not None,
+            waited=ticket.waited if granted else now - ticket.arrived_at if arrived else 0.0,
+            held=now - ticket.granted_at if granted else 0.0,
+            **more,
+        )
+
+    def _shape(self) -> dict[str, Any]:
+        admission = self._admission
+        return {
+            "gate": self.name,
+            "capacity": admission.capacity,
+            "in_flight": admission.in_flight,
+            "queue_length": admission.tasks_waiting,
+        }
+
+
+_GRANTED_ONCE: Final = (TicketState.GRANTED, TicketState.RELEASED, TicketState.ORPHANED)
+
+
+def _no_clock() -> float:
+    """The time of a gate that no run has used: nothing has happened yet."""
+    return 0.0
+
+
+def _nothing() -> None:
+    """Called in a run to see whether it is alive."""
