@@ -282,10 +282,10 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("core/admission.py", _in_method("refuse_newcomers", r"self\.ended = self\.ended or reason"), r"\1pass"),
     ),
     "ends: a drain sends waiters away": (
-        Edit("gate.py", r"self\._admission\.refuse_newcomers\(\)", "self._end(CLOSED)"),
+        Edit("driver.py", r"self\._admission\.refuse_newcomers\(\)", "self._refuse_all(CLOSED)"),
     ),
     "ends: who waits at a closed gate is not woken": (
-        Edit("driver.py", _in_method("_end", r"if ticket\.waiter is not None:"), r"\1if ticket is None:"),
+        Edit("driver.py", _in_method("_refuse_all", r"if ticket\.waiter is not None:"), r"\1if ticket is None:"),
     ),
     "ends: who was sent away is still counted": (
         Edit("core/admission.py", _in_method("refuse_all", r"self\._leave\(ticket\)"), r"\1self._forget_wait(ticket)"),
@@ -297,10 +297,10 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("ends.py", _in_method("check", r"if task in gate\._owners"), r"\1if task is None"),
     ),
     "ends: what an ended task held stays held": (
-        Edit("ends.py", r"gate\._take_back\(task\)", "gate._owners.pop(task)"),
+        Edit("ends.py", r"gate\._task_ended\(task\)", "gate._owners.pop(task)"),
     ),
     "ends: a strict gate hands a lost slot on": (
-        Edit("driver.py", _in_method("_take_back", r"if self\._strict and"), r"\1if False and"),
+        Edit("driver.py", _in_method("_take_back", r"breaks = self\._strict and"), r"\1breaks = False and"),
     ),
     "ends: a lost slot is given back twice": (
         Edit("slots.py", r"if self\.state is TicketState\.ORPHANED:", "if False:"),
@@ -313,17 +313,17 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         ),
     ),
     "threads: a thread waits for the slot that it runs in": (
-        Edit("threads.py", _in_method("_check", r"if self\._max_wait and mine"), r"\1if False and mine"),
+        Edit("threads.py", _in_method("_check", r"if gate\._held_under"), r"\1if False and gate._held_under"),
     ),
     "threads: one that was given up keeps its slot": (
         Edit("threads.py", _in_method("_give_back", r"self\._scope\.cancel\(\)"), r"\1pass"),
     ),
     "threads: an abandoned one is taken for its task's": (
-        Edit("driver.py", r"elif not tied\.for_thread or runs_for_a_thread\(\):", "else:"),
+        Edit("driver.py", r"elif tied\.holder is task and tied\.mark is None:", "elif tied.holder is task:"),
     ),
     "parents: told at every call": (Edit("ancestors.py", r"if site not in self\._reported:", "if True:"),),
     "parents: told also if another slot can be had": (
-        Edit("ancestors.py", r" or not gate\._admission\.blocked_by\(owned, slot\.priority\)", ""),
+        Edit("ancestors.py", r" or not gate\._admission\.blocked_by\(held, slot\.priority\)", ""),
     ),
 }
 """Every mutant by name, with its edits."""

@@ -422,3 +422,8 @@ def test_a_gate_is_the_same_in_the_next_run_and_empty() -> None:
     for _ in range(2):
         trio.run(main)
     assert gates[A] is before
+
+
+def test_a_gate_that_is_not_listed_has_a_name_of_its_own() -> None:
+    gates = EndpointGates({"http://a:1": EndpointSettings(name="b:2")})
+    assert [gates[url].name for url in ("http://a:1", "http://b:2")] == ["b:2", "http://b:2"]

@@ -82,8 +82,8 @@ class OracleHook:
             case told.Queued():
                 self.arrive(details, WAITING)
             case told.Ended(reason=reason):
-                oracle.ended = "closed" if reason == "drained" else reason
-                if reason != "drained":
+                oracle.ended = "closed" if reason == "draining" else reason
+                if reason != "draining":
                     self.sent_away += oracle.in_order()
                     oracle.waiting.clear()
             case told.Rejected(queued=True, reason="closed" | "broken"):
@@ -128,7 +128,7 @@ class OracleHook:
                 oracle.release(call, now)
         late = [call.seq for call in oracle.waiting if call.seq not in self.starving and now > call.arrived + STARVING]
         assert not late, f"{late} wait for too long, and nobody says so"
-        if oracle.next_granted() is None:
+        if oracle.next_granted() is None and self.orphaned is None:
             # Those whose time is over are told one by one, when all of them are out of the queue.
             telling = isinstance(details, told.Rejected) and details.queued
             expired = sum(telling and call.arrived + call.max_wait <= now for call in oracle.waiting)

@@ -12,6 +12,7 @@ import outcome
 import trio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
+from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.errors import WaitTooLong
 from trio_mlxgate.instrumentation import Abandoned, GivenUp
 from trio_mlxgate.loan import Loan
@@ -67,6 +68,18 @@ class Exchanges:
         self._running.add(exchange)
         return exchange
 
+    async def give_up(self) -> None:
+        """End all exchanges, and return when they have ended. Always a checkpoint, and can't be cancelled.
+
+        Each closes its response, which has an end of its own.
+        """
+        with anyio.CancelScope(shield=True):
+            await checkpoint()
+            for exchange in list(self._running):
+                exchange.give_up()
+            for exchange in list(self._running):
+                await exchange.ended()
+
     async def close_after_all(self, closer: Callable[[], Awaitable[object]]) -> None:
         """Call ``closer``: now, or when the last exchange that runs has ended. Always a checkpoint."""
         await cancel_shielded_checkpoint()
@@ -107,13 +120,19 @@ class Exchange:
         self._request = self._family.copy_of(request)
         timeouts = dict(request.extensions.get("timeout") or {})
         read = timeouts.get("read")
-        self._read_timeout = math.inf if read is None else read
+        self._read_timeout = math.inf if read is None else check_seconds("the client's read timeout", read)
         # It would cut the connection; here it is for the caller to keep.
         self._request.extensions["timeout"] = timeouts | {"read": None}
+        # The read timeout begins when the request is out, of which transports over httpcore tell; until then connecting
+        # and writing have limits of their own. A transport that tells nothing is taken to have sent at once.
+        self._trace = self._request.extensions.get("trace")
+        self._request.extensions["trace"] = self._follow
+        self._sending = False
+        self._waiting: anyio.CancelScope | None = None
         self._scope = anyio.CancelScope()
         self._last_sign = anyio.current_time()
         self._done = anyio.Event()
-        self._begun = self._left = self._handed_over = self._released = False
+        self._begun = self._sent = self._left = self._handed_over = self._released = False
         self._response: Any = None
         self._stream: GatedStream | None = None
         self._error: BaseException | None = None
@@ -137,6 +156,34 @@ class Exchange:
 
     # ---- the task ----
 
+    def give_up(self) -> None:
+        """End it, whoever waits."""
+        self._scope.cancel()
+
+    async def ended(self) -> None:
+        """Wait until it has ended. Always a checkpoint."""
+        await self._done.wait()
+
+    async def _follow(self, event: str, info: Any) -> None:
+        """What the inner transport tells of its work. Always a checkpoint."""
+        await checkpoint()
+        if event.endswith("send_request_body.complete"):
+            self._sent = True
+        self._sending = not self._sent
+        self._sign()
+        if self._trace is not None:
+            await self._trace(event, info)
+
+    def _sign(self) -> None:
+        """The server has given a sign, or the request has just gone out: the read timeout begins anew."""
+        self._last_sign = anyio.current_time()
+        if self._waiting is not None:
+            self._waiting.deadline = self._due()
+
+    def _due(self) -> float:
+        """Until when the caller waits."""
+        return min(self._hold.deadline, math.inf if self._sending else self._last_sign + self._read_timeout)
+
     async def run(self) -> None:  # noqa: ASYNC910 - a task, which nobody awaits
         """Send, and read the answer unless it is a stream; nothing but the end of the run gets out of here.
 
@@ -150,10 +197,13 @@ class Exchange:
                         self._begun = True
                         await self._work()
             finally:
+                if self._scope.cancelled_caught:
+                    if self._left:
+                        self._tell(GivenUp)
+                    else:
+                        self._error = self._family.read_error("the client was closed before the answer was there")
                 if self._stream is None:
                     self.release()
-            if self._scope.cancelled_caught:
-                self._tell(GivenUp)
         except (anyio.get_cancelled_exc_class(), GeneratorExit):
             self._error = self._family.read_error("the run has ended")
             raise
@@ -170,12 +220,13 @@ class Exchange:
 
     async def _work(self) -> None:
         response = await self._exchanges.send(self._request)
-        self._last_sign = anyio.current_time()
+        self._sending, self._sent = False, True
+        self._sign()
         if response.is_closed:
             self._response = response
             return
         stream = self._exchanges.gated(self._request, response, self)
-        if response.headers.get("content-type", "").partition(";")[0].strip().lower() in STREAMS:
+        if self._is_stream(response):
             if self._left:
                 await stream.aclose()
                 return
@@ -184,10 +235,19 @@ class Exchange:
         else:
             parts = []
             async for part in stream:
-                self._last_sign = anyio.current_time()
+                self._sign()
                 parts.append(part)
+                if self._left:
+                    parts.clear()  # nobody gets it
             response.stream = self._family.byte_stream(b"".join(parts))
         self._response = response
+
+    def _is_stream(self, response: Any) -> bool:
+        """Whether it is the caller who reads: what is written piece by piece, and a connection for another protocol."""
+        if response.status_code == 101 or (self._request.method == "CONNECT" and response.is_success):
+            return True
+        kind: str = response.headers.get("content-type", "")
+        return kind.partition(";")[0].strip().lower() in STREAMS
 
     # ---- the caller ----
 
@@ -220,18 +280,19 @@ class Exchange:
     async def _answered(self) -> None:
         """Wait for the end of the task while the hold budget and the client's read timeout allow. A checkpoint."""
         while True:
-            with anyio.CancelScope(deadline=min(self._hold.deadline, self._last_sign + self._read_timeout)):
+            with anyio.CancelScope(deadline=self._due()) as self._waiting:
                 await self._done.wait()
                 return
+            self._waiting = None
             if self._done.is_set():
                 return
             now = anyio.current_time()
+            drained = "the request is being drained" if self._begun else "the request was not sent"
             if now >= self._hold.deadline:
-                raise self._family.hold_timeout("no answer came within hold_timeout; the request is being drained")
-            if now >= self._last_sign + self._read_timeout:
+                raise self._family.hold_timeout(f"no answer came within hold_timeout; {drained}")
+            if now >= self._due():
                 raise self._family.read_timeout(
-                    f"nothing came within the client's read timeout of {self._read_timeout:g} s; "
-                    "the request is being drained"
+                    f"nothing came within the client's read timeout of {self._read_timeout:g} s; {drained}"
                 )
 
     def _abandon(self) -> GatedStream | None:
@@ -255,15 +316,16 @@ class Exchange:
         slot.gate._tell(kind, slot)
 
 
-async def own_drain_ended(owned: Slot, max_wait: float) -> None:
-    """Wait until no request of the current task is drained under the slot that it owns. Always a checkpoint.
+async def own_drain_ended(owned: Slot, max_wait: float) -> float:
+    """Wait until no request of the current task is drained under the slot that it owns: for how many seconds.
 
-    Raises WaitTooLong when that takes longer than ``max_wait`` seconds.
+    Always a checkpoint. Raises WaitTooLong when that takes longer than ``max_wait`` seconds.
     """
     await checkpoint()
     loan = owned._loan
     if loan is None or loan.drained is None:
-        return
+        return 0.0
+    start = anyio.current_time()
     with anyio.CancelScope(deadline=anyio.current_time() + max_wait) as scope:
         await loan.drained.wait()
     if scope.cancelled_caught:
@@ -271,6 +333,7 @@ async def own_drain_ended(owned: Slot, max_wait: float) -> None:
             f"{loan.purpose}, which was abandoned, is still drained under the slot of gate {owned.gate.name!r} that "
             f"this task owns: waited {max_wait:.3g} s"
         )
+    return anyio.current_time() - start
 
 
 def _spawn(run: Callable[[], Awaitable[object]], name: str) -> Task:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import trio
+from anyio.lowlevel import checkpoint
 
 from trio_mlxgate.errors import GateRefused, QueueFull, WaitTooLong
 from trio_mlxgate.instrumentation import FellBack
@@ -23,6 +24,10 @@ FallbackReason: TypeAlias = Literal["unreachable", "wait_too_long", "queue_full"
 
 REASONS: Final[tuple[FallbackReason, ...]] = get_args(FallbackReason)
 """All of these."""
+
+
+_SWITCHING_PROTOCOLS: Final = 101
+"""Such a response has no body: its connection is the caller's."""
 
 
 class Fallback:
@@ -44,7 +49,11 @@ class Fallback:
     An answer with an HTTP error is an answer. Nothing else leads here: not :class:`Superseded`, no cancellation, no
     mistake of the program. When a request goes to the fallback its slot has been given back and its connection
     closed; it holds no slot of that gate there. (A request of a task that owns a slot releases the loan; the task's
-    block goes on holding.) The client's timeouts begin anew; ``max_wait`` and ``hold_timeout`` don't count there.
+    block goes on holding. With ``abandoned="drain"``, one that goes there for ``"hold_timeout"`` leaves its slot to
+    what is drained.) The client's timeouts begin anew; ``max_wait`` and ``hold_timeout`` don't count there.
+
+    If the fallback answers with a redirect, that is an error: the client would follow it with the request as it was
+    before the rewrite, with the keys of its own server. Its ``Set-Cookie`` is left out for the same reason.
 
     A request whose body is not in memory (an upload from a generator) can't be sent twice: it gets its own server's
     error, with a note that says so. To know that nothing was given to the caller, a transport with a fallback waits
@@ -105,7 +114,16 @@ class Fallback:
         return reason if reason in self.on else None
 
     async def _ask(
-        self, request: Any, family: Family, gate: Gate, *, error: Exception, reason: str, priority: int, waited: float
+        self,
+        request: Any,
+        family: Family,
+        gate: Gate,
+        *,
+        error: Exception,
+        reason: str,
+        priority: int,
+        waited: float,
+        closed: Callable[[], bool],
     ) -> Any:
         """Ask the other server. Always a checkpoint, unless it raises; it may be cancelled.
 
@@ -120,14 +138,34 @@ class Fallback:
         try:
             copy = family.copy_of(request)
             rewritten = copy if self._rewrite is None else self._check(self._rewrite(copy), family)
+            _address_to_its_url(rewritten, request)
             gate._tell_of_gate(FellBack, priority=priority, reason=reason, to=_origin(rewritten.url), waited=waited)
             response = await self.transport.handle_async_request(rewritten)
         except Exception as failed:
             raise failed from error
+        if closed():
+            await self._close(response)
+            raise family.read_error("the client was closed before this response could be read") from error
+        if response.has_redirect_location:
+            # The client would follow it with the request that it made: with the keys and the model of its own server.
+            await self._close(response)
+            raise family.protocol_error(
+                f"the fallback {_origin(rewritten.url)} answered with a redirect ({response.status_code}). It is not "
+                "followed, since the request as it was before the rewrite would go there: give it the final address"
+            ) from error
+        # What the other server sets would be kept, and sent, as a cookie of the first.
+        response.headers.pop("set-cookie", None)
         # Where the fallback has a gate too, the request has stood in two queues.
         waited += response.extensions.get(EXTENSION, {}).get("waited", 0.0)
         response.extensions = {**response.extensions, EXTENSION: {"waited": waited, "fallback": reason}}
         return response
+
+    async def _close(self, response: Any) -> None:
+        """Always a checkpoint."""
+        try:
+            await response.aclose()
+        except Exception:  # noqa: BLE001 - what is raised is that it answered so
+            await checkpoint()
 
     def _check(self, rewritten: Any, family: Family) -> Any:
         if isinstance(rewritten, family.request):
@@ -135,6 +173,12 @@ class Fallback:
         if inspect.iscoroutine(rewritten):
             rewritten.close()  # or it would complain that nobody awaits it
         raise TypeError(f"the rewrite of the fallback must return a request of {family.name}, not {rewritten!r}")
+
+
+def _address_to_its_url(rewritten: Any, request: Any) -> None:
+    """A request whose URL was changed still has the ``Host`` of the first server: give it that of its own."""
+    if rewritten.url.netloc != request.url.netloc and rewritten.headers.get("host") == request.headers.get("host"):
+        rewritten.headers["Host"] = rewritten.url.netloc.decode("ascii")
 
 
 def _check_reasons(on: object) -> frozenset[FallbackReason]:
@@ -171,7 +215,8 @@ async def has_begun(request: Any, response: Any, family: Family) -> None:
     Raises what reading does; and the family's ReadError if an event stream ends before it began. A server that marks
     the end of its answer by closing the connection (``mlx_lm.server``) has no other way to say that it died.
     """
-    if await response.stream.peek():
+    await checkpoint()
+    if response.status_code == _SWITCHING_PROTOCOLS or await response.stream.peek():
         return
     kind = response.headers.get("content-type", "").lower()
     if response.status_code == 200 and request.method != "HEAD" and kind.startswith("text/event-stream"):

@@ -40,8 +40,14 @@ class Family:
     read_timeout: Callable[[str], Exception]
     """Makes the error for a server that gives no sign."""
 
+    protocol_error: Callable[[str], Exception]
+    """Makes the error for an answer that can't be used."""
+
     byte_stream: type
     """The class of bodies that are in memory."""
+
+    http_transport: type
+    """The class of the transport that the family brings for HTTP."""
 
     unreachable: tuple[type[Exception], ...]
     """What is raised when a server can't be reached, or goes away."""
@@ -72,4 +78,15 @@ class Family:
             # A generator that was read into memory: its length is known now, and both at once are malformed.
             headers = [(name, value) for name, value in headers if name.lower() != b"transfer-encoding"]
             more = {"content": content}
-        return self.request(request.method, request.url, headers=headers, extensions=dict(request.extensions), **more)
+        extensions = {
+            name: dict(value) if isinstance(value, dict) else value for name, value in request.extensions.items()
+        }
+        return self.request(request.method, request.url, headers=headers, extensions=extensions, **more)
+
+    def closes_anywhere(self, transport: Any) -> bool:
+        """Whether to close a transport is all there is to leaving it, so that any task may do it, at any time.
+
+        One with an ``__aexit__`` of its own may have a nursery or a cancel scope open, which belong to who entered it.
+        """
+        leaves: Any = self.transport
+        return isinstance(transport, self.http_transport) or type(transport).__aexit__ is leaves.__aexit__

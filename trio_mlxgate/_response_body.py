@@ -125,6 +125,7 @@ class ResponseBody:
             self._token.run_sync_soon(self._close_in_a_system_task)
 
     def _close_in_a_system_task(self) -> None:
+        _logger.warning("the response to %s was dropped while it was open; it is closed now", self.name)
         # Whose request it was isn't the one to close it now, and may wait for the slot like anybody else.
         self.hold.adopt()
         # It may be refused at the very end of a run, with which all of its slots go.

@@ -5,7 +5,6 @@ sent until its response body is closed. It knows neither family: their classes c
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet
 
@@ -63,7 +62,8 @@ class GateTransportBase(Generic[TransportT]):
 
     A task that owns a slot of the same gate passes, with one open response at a time; its children queue.
 
-    With a :class:`trio_mlxgate.Fallback` another server is asked when this one gives nothing. With
+    With a :class:`trio_mlxgate.Fallback` another server is asked when this one gives nothing (with several servers,
+    when one that is listed gives nothing). With
     ``abandoned="drain"`` a request runs in a task of its own, so that its slot and its connection outlive its caller.
 
     The hold budget ends sending and reading, and gives the slot back; closing has what is left of it, and a second at
@@ -146,8 +146,11 @@ class GateTransportBase(Generic[TransportT]):
             await self._close_open_responses()  # noqa: ASYNC102
         finally:
             try:
-                leave = partial(_leave, self.transport, exc_type, exc_value, traceback)
-                await self._exchanges.close_after_all(leave)  # noqa: ASYNC102
+                if self._family.closes_anywhere(self.transport):
+                    await self._exchanges.close_after_all(self.transport.aclose)  # noqa: ASYNC102
+                else:
+                    await self._exchanges.give_up()  # noqa: ASYNC102
+                    await _leave(self.transport, exc_type, exc_value, traceback)  # noqa: ASYNC102
             finally:
                 if self._fallback is not None:
                     await _leave(self._fallback.transport, exc_type, exc_value, traceback)  # noqa: ASYNC102
@@ -161,6 +164,8 @@ class GateTransportBase(Generic[TransportT]):
             await self._close_open_responses()
         finally:
             try:
+                if not self._family.closes_anywhere(self.transport):
+                    await self._exchanges.give_up()  # noqa: ASYNC102
                 await self._exchanges.close_after_all(self.transport.aclose)  # noqa: ASYNC102
             finally:
                 if self._fallback is not None:
@@ -184,6 +189,13 @@ class GateTransportBase(Generic[TransportT]):
         if errors:
             raise errors[0]
 
+    def handle_request(self, request: Any) -> Any:  # noqa: ARG002 - it has the signature that clients call
+        """Say to a synchronous client that it has the wrong transport."""
+        raise TypeError(
+            f"a GateTransport is for {self._family.name}.AsyncClient; call a synchronous client in a thread, inside of "
+            "'with gate.from_thread():'"
+        )
+
     # Control-C is seen at the next checkpoint inside, so that no slot is lost between two steps here.
     @enable_ki_protection
     async def handle_async_request(self, request: Any) -> Any:
@@ -199,7 +211,8 @@ class GateTransportBase(Generic[TransportT]):
             )
         options = self._options(request)
         closings = self._closings
-        if self._fallback is None:
+        fallback = self._fallback_for(request)
+        if fallback is None:
             hold = await self._take(request, options)
             return await self._send_under(hold, request, options, closings)
         asked_at = anyio.current_time()
@@ -211,14 +224,14 @@ class GateTransportBase(Generic[TransportT]):
                 await has_begun(request, response, self._family)
             return response
         except Exception as error:
-            reason = self._fallback._reason_for(error, self._family)
+            reason = fallback._reason_for(error, self._family)
             # To a client that was closed in the meantime everything looks like a server that went away.
             if reason is None or self._closings != closings:
                 raise
             waited = taken.waited if taken is not None else anyio.current_time() - asked_at
             failed = error
         try:
-            return await self._fallback._ask(
+            return await fallback._ask(
                 request,
                 self._family,
                 self._gate_for(request),
@@ -226,6 +239,7 @@ class GateTransportBase(Generic[TransportT]):
                 reason=reason,
                 priority=options.final_priority,
                 waited=waited,
+                closed=lambda: self._closings != closings,
             )
         finally:
             del failed  # it holds this frame, which would hold it
@@ -281,8 +295,10 @@ class GateTransportBase(Generic[TransportT]):
         owned = gate.owned_slot()
         try:
             if owned is not None:
-                await own_drain_ended(owned, options.final_max_wait)
-                return owned.lend(_name_of(request), hold_timeout=options.final_hold_timeout)
+                waited = await own_drain_ended(owned, options.final_max_wait)
+                loan = owned.lend(_name_of(request), hold_timeout=options.final_hold_timeout)
+                loan.waited = waited
+                return loan
             return await gate.acquire_detached(
                 options.final_priority,
                 max_wait=options.final_max_wait,
@@ -318,6 +334,11 @@ class GateTransportBase(Generic[TransportT]):
         if isinstance(self._gate, EndpointGates):
             options = options.over(self._gate.settings_for(str(request.url)).request)
         return options
+
+    def _fallback_for(self, request: Any) -> Fallback | None:
+        if isinstance(self._gate, EndpointGates) and not self._gate.is_listed(str(request.url)):
+            return None  # a stranger's request is nothing for the other server
+        return self._fallback
 
     def _gate_for(self, request: Any) -> Gate:
         if self._gate is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trio.lowlevel import current_task
 
-from trio_mlxgate.call_sites import call_site, site_of
+from trio_mlxgate.call_sites import asking, call_site, site_of
 from trio_mlxgate.instrumentation import details
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ class Ancestors:
         self._reported: set[tuple[str, int]] = set()
 
     def look(self, slot: Slot, task: Task) -> None:
-        """The call of ``task`` waits: tell it, if tasks above it own all the slots that it could have.
+        """The call of ``task`` waits: tell it, if tasks above it hold all the slots that it could have.
+
+        Held is what they own, and what their open responses do.
 
         It is no error: those above may let go first. If their blocks can't end before this task does, all hang.
 
@@ -32,16 +34,22 @@ class Ancestors:
         is told of at some time, and a queue that moves pays little.
         """
         gate = self._gate
-        owned = []
+        held: list[Slot] = []
         owner = None
-        nursery = task.parent_nursery
+        # Of a thread that asks, those above the task that waits for the thread count.
+        in_thread = asking.get()
+        nursery = (task if in_thread is None else in_thread.host).parent_nursery
         while nursery is not None:
             above = nursery.parent_task
             if above in gate._owners:
                 owner = owner or above
-                owned.append(gate._owners[above])
+                held.append(gate._owners[above])
+            if gate._tied:
+                open_responses = gate._tied_to(above)
+                owner = owner or (above if open_responses else None)
+                held += open_responses
             nursery = above.parent_nursery
-        if owner is None or not gate._admission.blocked_by(owned, slot.priority):
+        if owner is None or not gate._admission.blocked_by(held, slot.priority):
             return
         file, line = site = call_site() if task is current_task() else site_of(task)
         if site not in self._reported:

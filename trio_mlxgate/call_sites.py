@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import trio
 
 if TYPE_CHECKING:
@@ -18,12 +20,36 @@ _OWN_FILES: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Of our own files, those that use the gate as any program does.
 _OWN_CALLERS: Final = tuple(_OWN_FILES + name + os.sep for name in ("testing", "commands"))
 # Who calls the gate in another's name. The caller behind them is the one who can do something about it.
-_MESSENGERS: Final = frozenset({"httpx", "httpx2", "openai", "anyio", "contextlib"})
+_MESSENGERS: Final = frozenset({"httpx", "httpx2", "openai", "anyio", "contextlib", "outcome"})
 _TRIOS_MESSENGER: Final = "trio._threads"
+# trio has no public names for these. Where they change, a thread can come to wait for itself; tests watch for that.
+_STARTS_THREAD: Final = "to_thread_run_sync"
+_BORROWER: Final = "placeholder"
+
+
+@attrs.frozen
+class Asking:
+    """A worker thread asks, and this task does it in its name."""
+
+    site: tuple[str, int]
+    """File and line at which the thread stands."""
+
+    host: Task
+    """The task that has started the thread and waits for it, if it is known; else the one that asks."""
+
+
+asking: Final[ContextVar[Asking | None]] = ContextVar("trio_mlxgate.asking", default=None)
+"""Set in the context of a call that is made for a thread, which trio makes for each call."""
+
+held_in_thread: Final[ContextVar[tuple[object, ...]]] = ContextVar("trio_mlxgate.held_in_thread", default=())
+"""The marks of the slots that a thread holds; trio hands a thread's context on to what it runs for the thread."""
 
 
 def call_site() -> tuple[str, int]:
     """File and line of the code that asked the gate: the innermost that is neither ours nor a mere messenger's."""
+    in_thread = asking.get()
+    if in_thread is not None:
+        return in_thread.site
     frame = sys._getframe(1)
     nearest: FrameType | None = None
     while frame.f_back is not None:
@@ -53,14 +79,33 @@ def site_of(task: Task) -> tuple[str, int]:
     return found.f_code.co_filename, found.f_lineno
 
 
-def runs_for_a_thread() -> bool:
-    """Whether the current task runs this in the name of a worker thread, which waits for the outcome."""
+def marks_of_served_thread() -> tuple[object, ...]:
+    """The marks of the slots that a worker thread runs in for which the current task is running this; () if none is.
+
+    The thread waits for the outcome: that is what sets this apart from a task that was started by such a one.
+    """
     frame: FrameType | None = sys._getframe(1)
+    serves = False
     while frame is not None:
-        if frame.f_globals.get("__name__") == _TRIOS_MESSENGER and frame.f_code.co_name != "to_thread_run_sync":
-            return True
+        if frame.f_globals.get("__name__") == _TRIOS_MESSENGER:
+            if frame.f_code.co_name != _STARTS_THREAD:
+                serves = True
+            elif serves:
+                return (*held_in_thread.get(), frame.f_locals.get(_BORROWER))
         frame = frame.f_back
-    return False
+    return held_in_thread.get() if serves else ()
+
+
+def borrower_of_thread(host: Task) -> object | None:
+    """In whose name the limiter was asked for the thread for which ``host`` waits; None if it waits for none."""
+    awaited: Any = host.coro
+    borrower = None
+    while inspect.iscoroutine(awaited) and awaited.cr_frame is not None:
+        frame = awaited.cr_frame
+        if frame.f_code.co_name == _STARTS_THREAD and frame.f_globals.get("__name__") == _TRIOS_MESSENGER:
+            borrower = frame.f_locals.get(_BORROWER)
+        awaited = awaited.cr_await
+    return borrower
 
 
 def _innermost_frame(task: Task) -> FrameType | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class DetachedSlot(Slot):
     """A slot that belongs to an object: to be given back with :meth:`release`, by any task of the gate's run."""
 
-    __slots__ = ("for_thread", "holder")
+    __slots__ = ("holder", "mark")
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class DetachedSlot(Slot):
         self._tied = tied
         self.holder: Task | None = None
         """Of a tied slot: the task that will give it back."""
-        self.for_thread = False
-        """Whether a worker thread runs in it, which gives it back, and for which ``holder`` waits."""
+        self.mark: object | None = None
+        """Of a slot that a worker thread runs in, which gives it back: what the thread is known by."""
 
     def _hold_detached(self, task: Task) -> None:
         self.task = None

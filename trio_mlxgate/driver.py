@@ -15,7 +15,7 @@ from trio.lowlevel import current_trio_token, reschedule
 
 from trio_mlxgate.alarms import Alarms
 from trio_mlxgate.ancestors import Ancestors
-from trio_mlxgate.call_sites import runs_for_a_thread
+from trio_mlxgate.call_sites import marks_of_served_thread
 from trio_mlxgate.core.ticket import BROKEN, CLOSED, QUEUE_FULL, SUPERSEDED, TicketState
 from trio_mlxgate.ends import Idleness, watch_exits
 from trio_mlxgate.instrumentation import details
@@ -26,7 +26,7 @@ from trio_mlxgate.progress import ProgressBoard
 from trio_mlxgate.refusals import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from trio.lowlevel import Task, TrioToken
 
@@ -76,6 +76,8 @@ class Driver:
         self._alarms = Alarms(self)
         self._board = ProgressBoard(self)
         self._idleness = Idleness(self)
+        # How it was ended: "draining", "closed", or "broken".
+        self._ended: str | None = None
         self._outer_deadlines.look_more_closely()
 
     # ---- the run ----
@@ -84,7 +86,8 @@ class Driver:
         """Make sure that the gate belongs to the current run, starting empty if its last run is over."""
         if not trio.lowlevel.in_trio_run():
             raise RuntimeError(
-                f"gate {self.name!r} works inside trio.run(); outside of it, and under asyncio, it can't"
+                f"gate {self.name!r} works inside trio.run(); outside of it, and under asyncio, it can't. In a thread "
+                "write 'with gate.from_thread():'"
             )
         token = current_trio_token()
         if token is self._token:
@@ -177,52 +180,86 @@ class Driver:
         """Whether ``slot`` can't be had as long as ``task`` holds what is tied to it: it would wait for itself."""
         if not slot.max_wait or self._admission.ended is not None:
             return False  # it doesn't wait at all
-        mine = self._tied_to(task)
+        mine = self._tied_to(task) + self._held_by_served_thread()
         return bool(mine) and self._admission.blocked_by(mine, slot.priority)
 
     def _tied_to(self, task: Task) -> list[Slot]:
-        """The slots that can't be given back while this task waits for something else.
-
-        A slot of a thread goes back by itself, but not while the task runs something for the thread.
-        """
+        """The slots that can't be given back while this task waits for something else."""
         mine: list[Slot] = []
         for tied in self._tied:
-            if tied.holder is task:
-                if isinstance(tied, Loan):
+            if isinstance(tied, Loan):
+                if tied.holder is task:
                     mine.append(tied.slot)
-                elif not tied.for_thread or runs_for_a_thread():
-                    mine.append(tied)
+            elif tied.holder is task and tied.mark is None:
+                mine.append(tied)
         return mine
+
+    def _held_by_served_thread(self) -> list[Slot]:
+        """The slots of the worker thread for which the current task runs this: they go back when this has ended."""
+        if not any(tied.mark is not None for tied in self._tied):
+            return []
+        return self._held_under(marks_of_served_thread())
+
+    def _held_under(self, marks: Collection[object]) -> list[Slot]:
+        """The slots of threads that are known by these marks."""
+        return [
+            tied
+            for tied in self._tied
+            if not isinstance(tied, Loan) and tied.mark is not None and any(tied.mark is mark for mark in marks)
+        ]
 
     # ---- ends ----
 
+    def _begin_to_drain(self) -> None:
+        """Refuse all who come; or nothing, if that is so already."""
+        if self._ended is None:
+            self._ended = "draining"
+            self._admission.refuse_newcomers()
+            self._tell_of_gate(details.Ended, reason="draining")
+
     def _end(self, reason: str) -> None:
         """Refuse all who wait and all who come; or nothing, if that is so already."""
-        admission = self._admission
-        if admission.ended == reason and not admission.tasks_waiting:
-            return
-        refused = admission.refuse_all(reason)
+        if self._ended != reason:
+            self._tell_of_end(reason, self._refuse_all(reason))
+
+    def _refuse_all(self, reason: str) -> list[Slot]:
+        self._ended = reason
+        refused = self._admission.refuse_all(reason)
         for ticket in refused:
             if ticket.waiter is not None:
                 reschedule(ticket.waiter, outcome.Error(self._refusal(ticket)))
+        return refused
+
+    def _tell_of_end(self, reason: str, refused: list[Slot]) -> None:
         self._tell_of_gate(details.Ended, reason=reason)
         for ticket in refused:
             self._refused(ticket)
 
-    def _take_back(self, task: Task) -> None:
+    def _task_ended(self, task: Task) -> None:
         """This task has ended and owns a slot still."""
         slot = self._owners.pop(task)
         slot.task = None
         if slot._scope is not None:
             slot._scope.deadline = math.inf  # nobody is left whom it could interrupt
-        self._tell(details.Orphaned, slot, task=task.name)
-        if self._strict and (self._admission.ended is None or self._admission.tasks_waiting):
-            self._end(BROKEN)
         if slot._loan is not None:
             # Whoever has the response may be reading it: the bound counts what runs.
+            slot._loan.orphaned_by = task.name
             self._tied.add(slot._loan)
-            return
-        self._released(slot, self._admission.take_back(slot, self._clock()))
+        else:
+            self._take_back(slot, task.name)
+
+    def _take_back(self, slot: Slot, task_name: str) -> None:
+        """A slot has nobody any more who would give it back."""
+        breaks = self._strict and self._ended not in (CLOSED, BROKEN)
+        refused = self._refuse_all(BROKEN) if breaks else []
+        granted = slot._admission.take_back(slot, self._clock())
+        # Only now, since a hook may raise what is no Exception.
+        self._wake(granted)
+        self._tell(details.Orphaned, slot, task=task_name)
+        if breaks:
+            self._tell_of_end(BROKEN, refused)
+        self._tell(details.Released, slot)
+        self._tell_granted(granted)
 
     # ---- hooks ----
 

@@ -193,6 +193,11 @@ class EndpointGates:
         entry = self._entries.get(endpoint)
         return self._unlisted_settings(endpoint, url) if entry is None else entry.settings
 
+    def is_listed(self, url: str | Endpoint) -> bool:
+        """Whether the endpoint to which this URL leads is listed, and has not just been asked for. As ``in`` raises."""
+        entry = self._entries.get(self._endpoint(url))
+        return entry is not None and entry.listed_as is not None
+
     def __contains__(self, url: str | Endpoint) -> bool:
         """Whether the endpoint to which this URL leads is listed or has a gate. Raises TypeError, ValueError."""
         return self._endpoint(url) in self._entries
@@ -285,7 +290,9 @@ class EndpointGates:
     def _unlisted_settings(self, endpoint: Endpoint, url: str | Endpoint) -> EndpointSettings:
         if self._refuse:
             raise self._unknown(endpoint, str(url))
-        return attrs.evolve(self._default, name=endpoint.name)
+        # A listed one may have taken that name.
+        taken = any(entry.settings.name == endpoint.name for entry in self._entries.values())
+        return attrs.evolve(self._default, name=str(endpoint) if taken else endpoint.name)
 
     def _unknown(self, endpoint: Endpoint, url: str) -> UnknownEndpoint:
         known = ", ".join(map(str, self._entries)) or "none"

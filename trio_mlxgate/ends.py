@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import TYPE_CHECKING, Final
 
@@ -35,7 +36,7 @@ class Idleness:
           RuntimeError: it would wait for itself.
         """
         gate, task = self._gate, current_task()
-        if task in gate._owners or gate._tied_to(task):
+        if task in gate._owners or gate._tied_to(task) or gate._held_by_served_thread():
             raise RuntimeError(
                 f"this task holds a slot of gate {gate.name!r} itself; give it back before you wait until it is idle"
             )
@@ -49,9 +50,10 @@ class Idleness:
             return
         await checkpoint_if_cancelled()
         if not self._attached:
-            self._attached = True
-            gate._listeners.add(self)
+            # The first to hear: a hook that raises what is no Exception keeps the news from those behind it.
+            gate._listeners.add(self, first=True)
             gate._listen()
+            self._attached = True
         try:
             await self._lot.park()
         finally:
@@ -88,20 +90,30 @@ class _Exits(trio.abc.Instrument):
     """Tells the gates of one run of each task that has ended, in the step in which it ends."""
 
     def __init__(self) -> None:
-        # A tuple, for it is looked through at the end of every task of the program, and never changed meanwhile.
-        self.gates: tuple[weakref.ref[Driver], ...] = ()
+        self._gates: dict[weakref.ref[Driver], None] = {}
 
     def add(self, gate: Driver) -> None:
-        self.gates = (*self.gates, weakref.ref(gate, self._drop))
+        self._gates[weakref.ref(gate, self._drop)] = None
 
     def _drop(self, gone: weakref.ref[Driver]) -> None:
-        self.gates = tuple(gate for gate in self.gates if gate is not gone)
+        self._gates.pop(gone, None)
 
     def task_exited(self, task: Task) -> None:
-        for reference in self.gates:
+        # A copy: the collector may drop a gate meanwhile.
+        for reference in tuple(self._gates):
             gate = reference()
-            if gate is not None and task in gate._owners:
-                gate._take_back(task)
+            if gate is None or task not in gate._owners:
+                continue
+            try:
+                gate._task_ended(task)
+            # Of a hook, and no Exception. If it came out here, trio would log it and tell us of no more tasks.
+            except BaseException as error:  # noqa: BLE001, ASYNC103
+                with contextlib.suppress(RuntimeError):  # the run is at its very end
+                    trio.lowlevel.spawn_system_task(_raise, error)
+
+
+async def _raise(error: BaseException) -> None:  # noqa: ASYNC124, ASYNC910 - a task is a coroutine
+    raise error
 
 
 _exits: Final[trio.lowlevel.RunVar[_Exits]] = trio.lowlevel.RunVar("trio_mlxgate.exits")

@@ -372,9 +372,7 @@ class Gate(Driver):
         """
         self._bind()
         self._idleness.check()
-        if self._admission.ended is None:
-            self._admission.refuse_newcomers()
-            self._tell_of_gate(details.Ended, reason="drained")
+        self._begin_to_drain()
         await self._idleness.wait()
 
     @enable_ki_protection

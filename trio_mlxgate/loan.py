@@ -16,18 +16,20 @@ if TYPE_CHECKING:
 class Loan:
     """An owned slot on loan to one thing that outlives a call; see :meth:`Slot.lend`."""
 
-    waited = 0.0
-    """For how many seconds the loan stood in a queue: it never does."""
-
     def __init__(self, slot: Slot, purpose: str, deadline: float) -> None:
         self.slot = slot
         """The slot that is lent."""
+        self.mark = None
         self.purpose = purpose
         """What it is lent to, for messages."""
+        self.waited = 0.0
+        """For how many seconds it was waited for: for the end of what was drained under the same slot."""
         self.holder: Task | None = current_task()
         """The task that will release the loan."""
         self.drained: anyio.Event | None = None
         """Set when what it is lent to has ended; None while the task that lent the slot is still there for that."""
+        self.orphaned_by: str | None = None
+        """The name of the task that owned the slot and ended without giving it back."""
         self._deadline = deadline
 
     @property
@@ -53,5 +55,7 @@ class Loan:
         slot._loan = None
         slot._admission.end_loan(slot)
         slot.gate._tied.discard(self)
-        if slot.task is None:
+        if self.orphaned_by is not None:
+            slot.gate._take_back(slot, self.orphaned_by)
+        elif slot.task is None:
             slot._give_back()

@@ -51,7 +51,8 @@ def current_mlx_gate() -> Gate:
     """
     if not trio.lowlevel.in_trio_run():
         raise RuntimeError(
-            "the gate of a run is asked for inside trio.run(); outside, and under asyncio, there is none"
+            "the gate of a run is asked for inside trio.run(); outside, and under asyncio, there is none. A worker "
+            "thread gets it from its run: gate = trio.from_thread.run_sync(current_mlx_gate)"
         )
     try:
         return _run_gate.get()

@@ -111,7 +111,7 @@ class ProgressBoard:
         self._watching[progress] = None
         if not self._attached:
             self._attached = True
-            self._gate._listeners.add(self)
+            self._gate._listeners.add(self, first=True)
             self._gate._listen()
         self.changed()
 

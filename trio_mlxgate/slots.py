@@ -43,7 +43,13 @@ _WAITING: Final = TicketState.WAITING
 _GRANTED: Final = TicketState.GRANTED
 
 
-def check_request(priority: int, hold_timeout: float, max_wait: float, outer_deadline: OuterDeadline | None) -> None:
+def check_request(
+    priority: int,
+    hold_timeout: float,
+    max_wait: float,
+    supersede: Hashable | None,
+    outer_deadline: OuterDeadline | None,
+) -> None:
     """Check what a slot is asked for with, before there is one.
 
     Raises:
@@ -52,6 +58,7 @@ def check_request(priority: int, hold_timeout: float, max_wait: float, outer_dea
     check_priority(priority)
     check_seconds("hold_timeout", hold_timeout)
     check_seconds("max_wait", max_wait)
+    SupersedeKey(supersede)
     if outer_deadline is not None:
         check_outer_deadline(outer_deadline)
 

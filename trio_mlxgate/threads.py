@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import trio
 from trio.lowlevel import current_task, enable_ki_protection
 
-from trio_mlxgate.detached_slots import DetachedSlot
+from trio_mlxgate.call_sites import Asking, asking, borrower_of_thread, held_in_thread, marks_of_served_thread
 from trio_mlxgate.slots import check_request
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
     from types import TracebackType
 
     from trio.lowlevel import Task, TrioToken
 
+    from trio_mlxgate.detached_slots import DetachedSlot
     from trio_mlxgate.gate import Gate
     from trio_mlxgate.outer_deadline import OuterDeadline
 
@@ -38,7 +41,7 @@ class GateLimiter:
         supersede: Hashable | None,
         outer_deadline: OuterDeadline | None,
     ) -> None:
-        check_request(priority, math.inf, max_wait, outer_deadline)
+        check_request(priority, math.inf, max_wait, supersede, outer_deadline)
         self._gate = gate
         self._priority = priority
         self._max_wait = max_wait
@@ -80,10 +83,12 @@ class GateLimiter:
             tasks_waiting=now.tasks_waiting,
         )
 
+    @enable_ki_protection
     async def acquire(self) -> None:
         """:meth:`acquire_on_behalf_of` the current task. Always a checkpoint."""
         await self.acquire_on_behalf_of(current_task())
 
+    @enable_ki_protection
     def acquire_nowait(self) -> None:
         """:meth:`acquire_on_behalf_of_nowait` the current task."""
         self.acquire_on_behalf_of_nowait(current_task())
@@ -118,6 +123,7 @@ class GateLimiter:
         slot = self._gate.acquire_detached_nowait(self._priority, supersede=self._supersede, tied=True)
         self._note(borrower, slot)
 
+    @enable_ki_protection
     def release(self) -> None:
         """:meth:`release_on_behalf_of` the current task."""
         self.release_on_behalf_of(current_task())
@@ -140,18 +146,25 @@ class GateLimiter:
 
     if not TYPE_CHECKING:
 
+        @enable_ki_protection
         async def __aenter__(self) -> None:
             """:meth:`acquire`. Always a checkpoint."""
             await self.acquire()
 
+        @enable_ki_protection
         async def __aexit__(self, *_: object) -> None:  # noqa: ASYNC910 - like that of trio's limiter
             """:meth:`release`. Never a checkpoint."""
             self.release()
 
     def _note(self, borrower: Task | object, slot: DetachedSlot) -> None:
         self._forget_the_ended_run()
-        self._borrowed.setdefault(borrower, []).append(slot)
-        slot.for_thread = borrower is not current_task()
+        try:
+            self._borrowed.setdefault(borrower, []).append(slot)
+        except BaseException:  # the borrower's own trouble: it can't be compared
+            slot.release()
+            raise
+        if borrower is not current_task():
+            slot.mark = borrower
 
     def _forget_the_ended_run(self) -> None:
         borrowed = self._borrowed
@@ -171,7 +184,10 @@ class ThreadSlot:
         outer_deadline: OuterDeadline | None,
         trio_token: TrioToken | None,
     ) -> None:
-        check_request(priority, math.inf, max_wait, outer_deadline)
+        self._inside = False  # __del__ looks at it, also when what follows raises
+        check_request(priority, math.inf, max_wait, supersede, outer_deadline)
+        if trio_token is not None and not isinstance(trio_token, trio.lowlevel.TrioToken):
+            raise TypeError(f"trio_token must be trio.lowlevel.current_trio_token() of a run, not {trio_token!r}")
         self.gate = gate
         """The gate that the slot belongs to."""
         self.priority = priority
@@ -184,8 +200,11 @@ class ThreadSlot:
         # From here on for the trio thread alone.
         self._scope = trio.CancelScope()
         self._slot: DetachedSlot | None = None
+        self._waited = 0.0
         self._thread = 0
         self._unwanted = False
+        # What the slot is known by in the thread; not this object, which is to be collected when it is dropped.
+        self._mark = object()
 
     def __repr__(self) -> str:
         held = "not held" if self._slot is None else "held"
@@ -194,7 +213,7 @@ class ThreadSlot:
     @property
     def waited(self) -> float:
         """For how many seconds the call stood in the queue; 0.0 before the grant."""
-        return 0.0 if self._slot is None else self._slot.waited
+        return self._waited
 
     def __enter__(self) -> Self:
         """Wait for the slot; blocks the thread.
@@ -212,7 +231,9 @@ class ThreadSlot:
         self._entered = True
         self._token = token
         try:
-            trio.from_thread.run(self._acquire, threading.get_ident(), _host_task(), trio_token=token)
+            caller = sys._getframe(1)
+            site = (caller.f_code.co_filename, caller.f_lineno)
+            trio.from_thread.run(self._acquire, threading.get_ident(), _host_task(), site, trio_token=token)
         except trio.Cancelled:
             if token is None:
                 raise
@@ -223,13 +244,34 @@ class ThreadSlot:
             # A foreign thread may be interrupted while it waits for the answer: Control-C in the main thread.
             self._send_back()
             raise
+        held_in_thread.set((*held_in_thread.get(), self._mark))
+        self._inside = True
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Give the slot back; if the trio run has ended there is nothing to give back. Doesn't block."""
+        self._inside = False
+        held_in_thread.set(tuple(mark for mark in held_in_thread.get() if mark is not self._mark))
         self._send_back()
+
+    def __del__(self, _at_exit: Callable[[], bool] = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
+        """Give back the slot of a thread that has ended without doing so."""
+        if not self._inside or _at_exit():
+            return
+        name = self.gate.name
+        self._send_back()
+        _warn(f"a thread has not given its slot of gate {name!r} back: enter it with 'with'", ResourceWarning)
+
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self):
+            """Say how it is done. Never a checkpoint."""
+            raise TypeError("from_thread() is for worker threads, with a plain 'with'; in a task use gate.slot()")
+
+        async def __aexit__(self, *_):
+            """Never called. Never a checkpoint."""
 
     def _foreign_token(self) -> TrioToken | None:
         """The run that is to be asked, by a thread that it did not start; None: the run that started the thread."""
@@ -258,13 +300,13 @@ class ThreadSlot:
 
     # trio runs what a thread asks for unprotected.
     @enable_ki_protection
-    async def _acquire(self, thread: int, host: Task | None) -> None:
+    async def _acquire(self, thread: int, host: Task | None, site: tuple[str, int]) -> None:
         """In the trio thread: wait for the slot. Always a checkpoint, unless it raises RuntimeError."""
         gate = self.gate
         self._token = trio.lowlevel.current_trio_token()
         gate._bind()
-        host = host or current_task()
         self._check(thread, host)
+        asking.set(Asking(site, host or current_task()))
         with self._scope:
             slot = await gate.acquire_detached(
                 self.priority,
@@ -276,32 +318,31 @@ class ThreadSlot:
             if self._unwanted:
                 slot.release()
                 return
-            # What the task that started the thread asks of the gate, while it runs something for the thread, would
-            # wait for the thread.
-            slot.holder = host
-            slot.for_thread = True
+            slot.mark = self._mark
             self._slot = slot
+            self._waited = slot.waited
             self._thread = thread
             gate._threads[thread] = slot
 
-    def _check(self, thread: int, host: Task) -> None:
+    def _check(self, thread: int, host: Task | None) -> None:
         gate = self.gate
         name = gate.name
         if thread in gate._threads:
             raise RuntimeError(
                 f"this thread holds a slot of gate {name!r} already; to wait for another would be to wait for itself"
             )
+        if host is None:
+            return
         if host in gate._owners:
             raise RuntimeError(
                 f"the task that started this thread owns a slot of gate {name!r} and waits for the thread, so that to "
                 "wait for another would be to wait for itself. The thread may work without asking"
             )
-        mine = [tied for tied in gate._tied if isinstance(tied, DetachedSlot) and tied.for_thread]
-        mine = [slot for slot in mine if slot.holder is host]
-        if self._max_wait and mine and gate._admission.blocked_by(mine, self.priority):
+        # Of a task that runs for its thread the frames tell, of one that sleeps until the thread ends its coroutine.
+        if gate._held_under([borrower_of_thread(host), *marks_of_served_thread()]):
             raise RuntimeError(
                 f"this thread was started under limiter= of gate {name!r}, so that it runs in a slot already; to wait "
-                "for another would be to wait for itself"
+                "for another would be to wait for itself. The thread may work without asking"
             )
 
     def _give_back(self) -> None:
@@ -311,12 +352,12 @@ class ThreadSlot:
         if slot is None:
             self._scope.cancel()
         elif slot._admission is self.gate._admission:  # else the gate serves another run by now
-            del self.gate._threads[self._thread]
+            self.gate._threads.pop(self._thread, None)
             slot.release()
 
 
 def _host_task() -> Task | None:
-    """The task that has started this worker thread and waits for it; None if trio doesn't say.
+    """The task that has started this worker thread and waits for it; None if it doesn't any more, or trio doesn't say.
 
     trio has no public name for it. Where it isn't known, a thread that may be abandoned can come to wait for itself.
     """

@@ -23,10 +23,16 @@ async def answer(question: str) -> None:
         print(f"answered: {question}")
 
 
+async def index_in_a_thread(document: str, threads: trio.CapacityLimiter) -> None:
+    await trio.to_thread.run_sync(index, document, limiter=threads)
+
+
 async def main() -> None:
+    # Threads of their own for the documents: where they all wait, a person's thread could not even start.
+    threads = trio.CapacityLimiter(10)
     async with trio.open_nursery() as nursery:
         for number in range(3):
-            nursery.start_soon(trio.to_thread.run_sync, index, f"document {number}")
+            nursery.start_soon(index_in_a_thread, f"document {number}", threads)
         await trio.sleep(0.02)  # two of them wait now
         nursery.start_soon(answer, "who goes first?")
     print(f"{gate.statistics().admitted} calls, never two at once")

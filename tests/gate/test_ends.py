@@ -10,7 +10,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of_its_own, job, run
 from trio_mlxgate import Gate, WaitTooLong
-from trio_mlxgate.instrumentation import CapacityChanged, Details, Ended, Rejected
+from trio_mlxgate.instrumentation import CapacityChanged, Details, Ended, Rejected, Released
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -284,3 +284,40 @@ async def test_a_superseded_call_is_no_matter_to_a_drained_gate(autojump_clock: 
         await wait_all_tasks_blocked()
         await closed(gate, Log(), "newer", supersede="page")
     assert log.lines == [(5, "+")]
+
+
+async def test_each_end_is_told_once() -> None:
+    told: list[Any] = []
+
+    class Hook:
+        def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+            return lambda: Ended in kinds
+
+        def __call__(self, details: Details) -> None:
+            told.append(details)
+
+    gate = Gate(1, hooks=[Hook()])
+    for end in (gate.drain, gate.drain, gate.aclose, gate.aclose, gate.drain):
+        await end()
+    assert [details.reason for details in told] == ["draining", "closed"]
+
+
+async def test_who_waits_for_rest_hears_of_it_before_a_hook_can_fail(autojump_clock: MockClock) -> None:
+    class Leaving:
+        def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+            return lambda: Released in kinds
+
+        def __call__(self, details: Details) -> None:
+            raise SystemExit
+
+    gate = Gate(1, hooks=[Leaving()])
+
+    async def hold() -> None:
+        with pytest.raises(SystemExit):
+            async with gate.slot():
+                await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold)
+        await wait_all_tasks_blocked()
+        await gate.wait_idle()

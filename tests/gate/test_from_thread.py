@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import signal
 import threading
 import time
+import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -184,30 +187,129 @@ async def test_a_thread_under_the_limiter_does_not_wait_for_the_slot_that_it_run
         with pytest.raises(RuntimeError, match="under limiter= of gate 'mlx'"), gate.from_thread():
             pass
 
-    await in_thread(refused, limiter=gate.limiter(), abandon_on_cancel=abandon)
-    gate.capacity = 2
-
-    def admitted() -> None:
-        with gate.from_thread():
-            pass
-
-    await in_thread(admitted, limiter=gate.limiter(), abandon_on_cancel=abandon)
+    for capacity in (1, 2):
+        gate.capacity = capacity
+        await in_thread(refused, limiter=gate.limiter(), abandon_on_cancel=abandon)
     assert gate.statistics().in_flight == 0
 
 
-async def test_a_coroutine_that_a_thread_runs_does_not_wait_for_the_thread() -> None:
+async def test_a_coroutine_that_a_thread_runs_does_not_wait_for_the_thread(abandon: bool) -> None:
     gate = gate_of(1)
 
     async def ask() -> None:
         async with gate.slot():
             pass
 
-    def work() -> None:
-        with gate.from_thread(), pytest.raises(RuntimeError, match="wait for itself"):
-            trio.from_thread.run(ask)
+    async def start(nursery: trio.Nursery) -> None:  # noqa: ASYNC124, ASYNC910 - a thread runs it
+        nursery.start_soon(ask)
+
+    def work(nursery: trio.Nursery) -> None:
+        with gate.from_thread():
+            for wait in (ask, gate.drain, gate.wait_idle):
+                with pytest.raises(RuntimeError, match="itself"):
+                    trio.from_thread.run(wait)
+            # A task that is only started there may wait: the thread doesn't wait for it.
+            trio.from_thread.run(start, nursery)
+            trio.from_thread.run(until, lambda: gate.statistics().tasks_waiting)
         trio.from_thread.run(ask)
 
-    await in_thread(work)
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await trio.to_thread.run_sync(work, nursery, abandon_on_cancel=abandon)
+    assert gate.statistics().admitted == 3
+
+
+async def test_what_a_foreign_thread_runs_does_not_wait_for_it_either() -> None:
+    gate, token, seen = gate_of(1), trio.lowlevel.current_trio_token(), []
+
+    async def ask() -> None:
+        async with gate.slot():
+            pass
+
+    def work() -> None:
+        with gate.from_thread(trio_token=token):
+            try:
+                trio.from_thread.run(ask, trio_token=token)
+            except RuntimeError as error:
+                seen.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    await in_thread(thread.join)
+    assert len(seen) == 1
+    assert "wait for itself" in seen[0]
+
+
+@pytest.mark.parametrize("under_limiter", [False, True])
+async def test_the_next_thread_waits_for_one_that_was_abandoned(abandon: bool, under_limiter: bool) -> None:
+    """Timed out, and tried again: the first thread still works, and gives its slot back by itself."""
+    gate, go_on, order = gate_of(1), threading.Event(), []
+    started = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def first() -> None:
+        with nullcontext() if under_limiter else gate.from_thread():
+            token.run_sync_soon(started.set)
+            go_on.wait(LIMIT)
+            order.append("first")
+
+    def second() -> None:
+        with gate.from_thread():
+            order.append("second")
+        trio.from_thread.run(ask)
+
+    async def ask() -> None:
+        async with gate.slot():
+            order.append("third")
+
+    async def abandoned(scope: trio.CancelScope) -> None:
+        limiter = gate.limiter() if under_limiter else None
+        with scope:
+            await trio.to_thread.run_sync(first, limiter=limiter, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(second, abandon_on_cancel=abandon)
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(abandoned, scope)
+            await started.wait()
+            scope.cancel()
+            await until(lambda: gate.statistics().tasks_waiting)
+            go_on.set()
+    assert order == ["first", "second", "third"]
+
+
+async def test_a_thread_that_ends_with_a_slot_gives_it_back_with_a_warning() -> None:
+    gate = gate_of(1)
+
+    def forgetful() -> None:
+        gate.from_thread().__enter__()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        await in_thread(forgetful)
+        gc.collect()
+    assert [str(one.message) for one in caught] == [
+        "a thread has not given its slot of gate 'mlx' back: enter it with 'with'"
+    ]
+    await wait_all_tasks_blocked()
+    assert gate.statistics().in_flight == 0
+    assert not gate._threads
+
+
+async def test_how_long_it_waited_is_known_afterwards() -> None:
+    gate, slots = gate_of(1), []
+
+    def work() -> None:
+        with gate.from_thread() as slot:
+            slots.append(slot)
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery, gate.slot():
+            nursery.start_soon(trio.to_thread.run_sync, work)
+            await until(lambda: gate.statistics().tasks_waiting)
+            await trio.sleep(0.01)
+    assert slots[0].waited >= 0.01
 
 
 async def test_trios_own_thread_is_told_what_to_do() -> None:  # noqa: ASYNC124 - it is to run in trio
@@ -215,9 +317,22 @@ async def test_trios_own_thread_is_told_what_to_do() -> None:  # noqa: ASYNC124 
         pass
 
 
+async def test_it_is_no_asynchronous_context_manager() -> None:
+    slot: Any = gate_of().from_thread()
+    with pytest.raises(TypeError, match="with a plain 'with'"):
+        async with slot:
+            pass
+
+
 def test_arguments_are_checked_at_once() -> None:
-    for bad in ({"priority": 1.5}, {"max_wait": -1}, {"outer_deadline": "maybe"}):
-        arguments: Any = bad
+    every: tuple[dict[str, Any], ...] = (
+        {"priority": 1.5},
+        {"max_wait": -1},
+        {"outer_deadline": "maybe"},
+        {"supersede": []},
+        {"trio_token": 1},
+    )
+    for arguments in every:
         with pytest.raises((TypeError, ValueError)):
             gate_of().from_thread(**arguments)
 

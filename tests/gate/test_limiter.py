@@ -129,7 +129,19 @@ async def test_it_has_the_face_of_trios_limiter(autojump_clock: MockClock) -> No
         await limiter.acquire_on_behalf_of([])
     with pytest.raises(TypeError, match="unhashable"):
         limiter.acquire_on_behalf_of_nowait([])
-    assert gate.statistics().in_flight == 0
+
+    class Incomparable:
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("not to be compared")
+
+    gate.capacity = 2
+    limiter.acquire_on_behalf_of_nowait(Incomparable())
+    with pytest.raises(ValueError, match="not to be compared"):
+        limiter.acquire_on_behalf_of_nowait(Incomparable())
+    assert gate.statistics().in_flight == 1
 
 
 async def test_the_gates_refusals_come_through(autojump_clock: MockClock) -> None:
@@ -141,8 +153,13 @@ async def test_the_gates_refusals_come_through(autojump_clock: MockClock) -> Non
         with pytest.raises(QueueFull):
             await trio.to_thread.run_sync(str, limiter=gate.limiter())
         end.set()
-    for bad in ({"priority": "high"}, {"max_wait": -1}, {"outer_deadline": "no"}):
-        arguments: Any = bad
+    every: tuple[dict[str, Any], ...] = (
+        {"priority": "high"},
+        {"max_wait": -1},
+        {"outer_deadline": "no"},
+        {"supersede": []},
+    )
+    for arguments in every:
         with pytest.raises((TypeError, ValueError)):
             gate.limiter(**arguments)
 

@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of_its_own, job, run
 from trio_mlxgate import Gate
+from trio_mlxgate.ends import _exits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -147,11 +148,13 @@ async def test_a_closed_strict_gate_stays_closed(autojump_clock: MockClock) -> N
 
 async def test_an_open_loan_keeps_the_slot(autojump_clock: MockClock) -> None:
     """The response of an ended task may be read by another one: the bound counts what runs."""
-    gate = Gate(1)
-    loans = []
+    hook = Hook()
+    gate = Gate(1, hooks=[hook])
+    loans, slots = [], []
 
     async def lender() -> None:
         slot = gate.slot()
+        slots.append(slot)
         await slot.__aenter__()
         loans.append(slot.lend("GET /"))
 
@@ -159,6 +162,9 @@ async def test_an_open_loan_keeps_the_slot(autojump_clock: MockClock) -> None:
     assert gate.statistics().in_flight == 1
     loans[0].release()
     assert gate.statistics().in_flight == 0
+    assert hook.names == ["Granted", "Orphaned", "Released"]
+    # The block is left at last, by somebody.
+    await slots[0].__aexit__(None, None, None)
 
 
 async def test_the_block_that_is_left_later_gives_nothing_back_twice(autojump_clock: MockClock) -> None:
@@ -216,3 +222,61 @@ def test_each_run_is_watched_anew() -> None:
 def test_strict_is_true_or_false() -> None:
     with pytest.raises(TypeError, match="strict must be True or False, not 1"):
         Gate(1, strict=1)  # type: ignore[arg-type]
+
+
+def test_a_hook_that_ends_the_program_loses_no_slot_and_blinds_nobody() -> None:
+    class Leaving(Hook):
+        def __call__(self, details: Details) -> None:
+            super().__call__(details)
+            if self.names[-1] == "Orphaned":
+                raise SystemExit(3)
+
+    leaving, other = Gate(1, hooks=[Leaving()]), Gate(1)
+
+    async def main() -> None:
+        try:
+            async with other.slot():
+                await in_a_task_of_its_own(functools.partial(forgetful, leaving))
+                await trio.sleep(1)
+        finally:
+            with trio.CancelScope(shield=True):
+                await in_a_task_of_its_own(functools.partial(forgetful, other))
+
+    with pytest.raises(trio.TrioInternalError) as caught:
+        run(main)
+    assert isinstance(caught.value.__cause__, SystemExit) or "SystemExit" in repr(caught.value.__cause__)
+    assert leaving.statistics().in_flight == other.statistics().in_flight == 0
+
+
+async def test_a_hook_that_raises_the_capacity_lets_nobody_into_a_gate_that_breaks(autojump_clock: MockClock) -> None:
+    class Raising(Hook):
+        def __call__(self, details: Details) -> None:
+            super().__call__(details)
+            if self.names[-1] == "Orphaned":
+                gate.capacity = 5
+
+    hook = Raising()
+    gate = Gate(1, strict=True, hooks=[hook])
+
+    async def waiter() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            async with gate.slot():
+                pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forgetful, gate, 1)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(waiter)
+    assert hook.names == ["Granted", "Queued", "Orphaned", "CapacityChanged", "Ended", "Rejected", "Released"]
+
+
+async def test_to_drop_many_gates_is_quick() -> None:
+    for _ in range(3):
+        gates = [Gate(1) for _ in range(200)]
+        for number in range(len(gates)):
+            async with gates[number].slot():
+                pass
+        gates.clear()
+        gc.collect()
+    exits = _exits.get()
+    assert len(exits._gates) == 0

@@ -143,3 +143,34 @@ async def test_who_was_not_looked_at_is_told_of_when_it_starves(autojump_clock: 
             await trio.sleep(2)
             assert {told.site for told in hook.told} == {f"{__file__}:{child.__code__.co_firstlineno + 1}"}
             assert {told.waited for told in hook.told} == {50}
+
+
+async def test_a_parents_open_response_counts(autojump_clock: MockClock) -> None:
+    """What a response holds is a detached slot, tied to the task that reads it."""
+    hook = Hook()
+    gate = Gate(1, hooks=[hook])
+    slot = await gate.acquire_detached(tied=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, gate)
+        await trio.sleep(1)
+        slot.release()
+    assert len(hook.told) == 1
+
+
+async def test_a_thread_is_told_by_its_own_line() -> None:
+    hook = Hook()
+    gate = Gate(1, hooks=[hook])
+
+    def one() -> None:
+        with contextlib.suppress(WaitTooLong), gate.from_thread(max_wait=0.01):
+            pass
+
+    def other() -> None:
+        with contextlib.suppress(WaitTooLong), gate.from_thread(max_wait=0.01):
+            pass
+
+    async with gate.slot():
+        for work in (one, one, other):
+            await in_a_task_of_its_own(functools.partial(trio.to_thread.run_sync, work))
+    lines = [work.__code__.co_firstlineno + 1 for work in (one, other)]
+    assert [told.site for told in hook.told] == [f"{__file__}:{line}" for line in lines]

@@ -6,6 +6,8 @@ import functools
 import gc
 import logging
 import signal
+import socket
+from contextlib import AsyncExitStack, ExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -620,7 +622,8 @@ async def test_the_request_is_sent_as_it_is(family: Family) -> None:
             await client.send(request)
             sent = family.script.requests[-1]
             assert (sent.method, sent.url, sent.headers.raw) == ("POST", request.url, request.headers.raw)
-            assert sent.extensions == request.extensions | {"timeout": {**request.extensions["timeout"], "read": None}}
+            theirs = request.extensions | {"timeout": {**request.extensions["timeout"], "read": None}}
+    assert sent.extensions == theirs | {"trace": sent.extensions["trace"]}
     assert family.script.requests[0].content == b"body"
     assert b"".join([part async for part in family.script.requests[1].stream]) == b"part"
 
@@ -789,3 +792,120 @@ async def test_the_connection_stays_open_after_the_client_was_closed(family: Fam
             async with gate.slot():
                 status = await server.status()
             assert (status["completed"], status["abandoned"]) == (1, 0)
+
+
+@pytest.mark.integration
+async def test_a_server_that_takes_no_connection_is_unreachable_and_not_slow(family: Family) -> None:
+    """A machine that is switched off: all of the client's timeouts are equal, and that for connecting counts."""
+    gate = Gate(1, outer_deadline="allow")
+    cloud = family.module.MockTransport(lambda _: family.module.Response(200, text="from the cloud"))
+    with trio.fail_after(30), socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        # The queue of connections is filled; what comes then is not answered.
+        for _ in range(4):
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        await trio.sleep(0.1)
+        transport = family.gated.GateTransport(gate, abandoned="drain", fallback=Fallback(cloud))
+        async with family.module.AsyncClient(transport=transport, timeout=0.5) as client:
+            response = await client.get(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+            assert response.extensions["mlxgate"]["fallback"] == "unreachable"
+            assert gate.statistics().in_flight == 0
+
+
+@pytest.mark.integration
+async def test_the_read_timeout_counts_from_when_the_request_is_out(family: Family) -> None:
+    gate = Gate(1, outer_deadline="allow")
+    events: list[str] = []
+
+    async def trace(event: str, _: object) -> None:
+        events.append(event)
+        if event.endswith("connect_tcp.started"):
+            await trio.sleep(0.6)  # a slow connection
+
+    with trio.fail_after(30):
+        async with inference_server(service_time=0.1) as server:
+            transport = family.gated.GateTransport(gate, abandoned="drain")
+            timeout = family.module.Timeout(5.0, read=0.4)
+            async with family.module.AsyncClient(
+                transport=transport, base_url=server.base_url, timeout=timeout
+            ) as client:
+                answer = await client.post("completions", json={"prompt": "one"}, extensions={"trace": trace})
+                assert answer.status_code == 200
+                long = {"prompt": "one", "max_tokens": 8}
+                async with inference_server(service_time=3.0) as slow:
+                    start = trio.current_time()
+                    with pytest.raises(family.module.ReadTimeout):
+                        await client.post(slow.base_url + "/completions", json=long, extensions={"trace": trace})
+                    assert 1.0 <= trio.current_time() - start < 2.5
+    assert any(event.endswith("send_request_body.complete") for event in events)
+
+
+async def test_a_transport_that_must_be_left_by_who_entered_it_is(family: Family, autojump_clock: MockClock) -> None:
+    """One that has a nursery open: what is drained in it is given up when the client is closed."""
+    gate, seen = make_gate(), []
+
+    class Inner(family.module.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        async def __aenter__(self) -> Any:
+            self.stack = AsyncExitStack()
+            await self.stack.enter_async_context(trio.open_nursery())
+            return self
+
+        async def __aexit__(self, *exc: object) -> None:
+            seen.append((trio.current_time() - start, gate.statistics().in_flight))
+            await self.stack.aclose()
+
+        async def handle_async_request(self, request: Any) -> Any:
+            await trio.sleep(5)
+            return family.module.Response(200, text="x")
+
+    start = trio.current_time()
+    transport = family.gated.GateTransport(gate, Inner(), abandoned="drain")
+
+    async def ask(client: Any) -> None:
+        with pytest.raises(family.module.ReadError, match="the client was closed before the answer was there"):
+            await client.get("http://server/y", extensions={"mlxgate": {"hold_timeout": 60}})
+
+    async with trio.open_nursery() as nursery:
+        async with family.module.AsyncClient(transport=transport, timeout=None) as client:
+            with trio.move_on_after(1):
+                await client.get("http://server/x")
+            assert gate.statistics().in_flight == 1
+        assert seen == [(1, 0)]
+        transport = family.gated.GateTransport(gate, Inner(), abandoned="drain")
+        async with family.module.AsyncClient(transport=transport, timeout=None) as client:
+            nursery.start_soon(ask, client)  # noqa: ASYNC111 - to be closed under it
+            await trio.sleep(1)
+    assert seen == [(1, 0), (2, 0)]
+
+
+async def test_a_connection_for_another_protocol_is_handed_over(family: Family) -> None:
+    module = family.module
+    gate = make_gate()
+
+    class Socket(module.AsyncByteStream):  # type: ignore[misc, name-defined]
+        async def __aiter__(self) -> Any:
+            if response.status_code == 101:
+                raise AssertionError("it has no body")
+            yield b""
+
+    cloud = module.MockTransport(lambda _: module.Response(200))
+    for abandoned, fallback in (("drain", None), ("release", Fallback(cloud)), ("drain", Fallback(cloud))):
+        inner = module.MockTransport(lambda _: module.Response(101, stream=Socket()))
+        transport = family.gated.GateTransport(gate, inner, abandoned=abandoned, fallback=fallback)
+        response = await transport.handle_async_request(module.Request("GET", "http://server/socket"))
+        assert response.status_code == 101
+        assert gate.statistics().in_flight == 1
+        await response.aclose()
+        assert gate.statistics().in_flight == 0
+
+
+async def test_a_read_timeout_that_is_no_number_is_said_before_anything_is_sent(family: Family) -> None:
+    gate = make_gate()
+    async with draining(family, gate) as client:
+        with pytest.raises(TypeError, match="the client's read timeout must be a number of seconds"):
+            await client.get("/x", extensions={"timeout": {"read": "5"}})
+    assert not family.script.sent
+    assert gate.statistics().in_flight == 0

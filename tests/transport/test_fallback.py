@@ -641,3 +641,143 @@ async def test_a_server_is_killed_with_twenty_in_the_queue(family: Family) -> No
     assert len(recorder.details) == status["total_requests"] == status["completed"] == len(fell_back)
     # With the slot, they would have been there one at a time.
     assert status["max_active_jobs"] >= 5
+
+
+async def test_a_redirect_by_the_other_server_is_an_error_and_carries_nothing_there(place: Place) -> None:
+    """The client would follow it with the request that it made, keys and all."""
+    seen: list[Any] = []
+
+    def redirecting(request: Any) -> Any:
+        seen.append(request)
+        return place.family.module.Response(308, headers={"location": "https://elsewhere.example/v1/chat"})
+
+    module = place.family.module
+    place.family.script.send_error = down = module.ConnectError("gone")
+    other = Fallback(module.MockTransport(redirecting), rewrite_to(CLOUD, api_key="cloud-key"))
+    async with place.family.client(place.gate, fallback=other) as client:
+        with pytest.raises(
+            module.RemoteProtocolError, match=r"https://cloud\.example answered with a redirect"
+        ) as caught:
+            await client.post("/v1/chat", headers={"x-api-key": "local key"}, json={}, follow_redirects=True)
+    assert caught.value.__cause__ is down
+    assert len(seen) == 1
+    assert place.gate.statistics().admitted == 1
+
+
+async def test_the_other_servers_cookies_are_not_kept_for_ones_own(place: Place) -> None:
+    module = place.family.module
+    place.family.script.send_error = module.ConnectError("gone")
+    answer = module.MockTransport(
+        lambda _: module.Response(200, headers=[("set-cookie", "a=1"), ("set-cookie", "b=2")])
+    )
+    async with place.family.client(place.gate, fallback=Fallback(answer)) as client:
+        response = await client.get("/v1/models")
+        assert "set-cookie" not in response.headers
+        assert not list(client.cookies.jar)
+
+
+async def test_with_several_servers_it_is_for_those_that_are_listed(family: Family) -> None:
+    gates = EndpointGates({"http://server": EndpointSettings(outer_deadline="allow")})
+    family.script.send_error = family.module.ConnectError("gone")
+    asked: list[str] = []
+
+    def cloud(request: Any) -> Any:
+        asked.append(str(request.url))
+        return family.module.Response(200)
+
+    async with family.client(gates, fallback=Fallback(family.module.MockTransport(cloud))) as client:
+        await client.get("/x")
+        for _ in range(2):  # the second time it has a gate
+            with pytest.raises(family.module.ConnectError):
+                await client.get("https://bank.example/transfer")
+    assert asked == ["http://server/x"]
+    assert gates.is_listed("http://SERVER:80/")
+    assert not gates.is_listed("https://bank.example")
+    assert "https://bank.example" in gates
+
+
+def test_a_synchronous_client_is_told_what_to_do(family: Family) -> None:
+    transport: Any = family.gated.GateTransport(Gate(1))
+    client = family.module.Client(transport=transport)
+    with pytest.raises(TypeError, match=r"is for httpx2?\.AsyncClient; call a synchronous client in a thread"):
+        client.get("http://server/x")
+
+
+async def test_a_changed_url_gets_its_own_host(place: Place) -> None:
+    """httpx sets ``Host`` when a request is made, and not when its URL is changed."""
+    module = place.family.module
+
+    def elsewhere(request: Any) -> Any:
+        request.url = module.URL("https://api.example.com:8443/v2/generate")
+        return request
+
+    def with_a_host_of_its_own(request: Any) -> Any:
+        request.headers["Host"] = "tenant.example.com"
+        return elsewhere(request)
+
+    place.family.script.send_error = module.ConnectError("gone")
+    for rewrite, host in ((elsewhere, "api.example.com:8443"), (with_a_host_of_its_own, "tenant.example.com")):
+        async with place.client(rewrite) as client:
+            await client.get("/x")
+        assert place.cloud.sent[-1].headers["host"] == host
+
+
+async def test_a_rewrite_may_change_what_is_inside_of_its_extensions(place: Place) -> None:
+    def change(request: Any) -> Any:
+        request.extensions["timeout"]["read"] = 99
+        return request
+
+    place.family.script.send_error = place.family.module.ConnectError("gone")
+    async with place.client(change) as client:
+        request = client.build_request("GET", "/x")
+        await client.send(request)
+        assert request.extensions["timeout"]["read"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base_url": "https://host:abc/v1"}, "no readable port"),
+        ({"base_url": "https://host:99999/v1"}, "no readable port"),
+        ({"base_url": "https://ho st/v1"}, "no host name"),
+        ({"api_key": "sk-SECRET\n"}, "api_key has white space"),
+        ({"api_key": "sk-SECRET-\u00e9"}, "api_key has white space"),
+        ({"headers": [("a", "b")]}, "headers must be a mapping"),
+        ({"headers": {"X": None}}, "headers must be a mapping"),
+        ({"headers": {"X": "SECRET\nc: d"}}, "'X' has a name or a value"),
+        ({"headers": {"X y": "SECRET"}}, "'X y' has a name or a value"),
+    ],
+)
+def test_a_bad_rewrite_is_refused_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"base_url": CLOUD, **arguments}
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        rewrite_to(**given)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_headers_that_are_no_ascii_and_bodies_that_are_too_deep() -> None:
+    agent = (b"User-Agent", "caf\u00e9".encode())
+    request = httpx.Request("POST", "http://server/v1/chat", headers=[agent], content=b"[" * 10**5)
+    assert agent in rewrite_to(CLOUD)(request).headers.raw
+    with pytest.raises(ValueError, match="no JSON object"):
+        rewrite_to(CLOUD, model="big")(request)
+
+
+async def test_a_client_that_is_closed_while_the_other_server_is_asked_gets_no_answer(place: Place) -> None:
+    place.family.script.send_error = place.family.module.ConnectError("gone")
+
+    class Slow(place.family.module.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        async def handle_async_request(self, request: Any) -> Any:
+            await trio.sleep(0.05)
+            return place.family.module.Response(200)
+
+    client = place.family.client(place.gate, fallback=Fallback(Slow()))
+
+    async def ask() -> None:
+        with pytest.raises(place.family.module.ReadError, match="the client was closed"):
+            await client.get("/x")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        await client.aclose()

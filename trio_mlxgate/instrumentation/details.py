@@ -109,7 +109,10 @@ class WaitsForParent(CallDetails):
 
 @attrs.frozen(kw_only=True)
 class Orphaned(CallDetails):
-    """A task that owns a slot has ended without giving it back; the slot is taken back, and that told, next."""
+    """A task that owned a slot has ended without giving it back, and it was taken back, which is told next.
+
+    If an open response has the slot on loan, it is taken back when that is closed.
+    """
 
     task: str
     """The name of that task."""
@@ -120,7 +123,7 @@ class Ended(Details):
     """The gate lets no newcomers in any more."""
 
     reason: str
-    """``"drained"``: who waits is still served; ``"closed"`` and ``"broken"``: they were refused, which follows."""
+    """``"draining"``: who waits is still served; ``"closed"`` and ``"broken"``: they were refused, which follows."""
 
 
 @attrs.frozen(kw_only=True)
@@ -130,8 +133,8 @@ class Abandoned(CallDetails):
 
 @attrs.frozen(kw_only=True)
 class GivenUp(CallDetails):
-    """An abandoned request had no answer within its ``drain_limit``, and its slot was given back: the server may well
-    work on."""
+    """An abandoned request had no answer within its ``drain_limit``, or its transport had to be closed. Its slot is
+    given back; the server may well work on."""
 
 
 @attrs.frozen(kw_only=True)

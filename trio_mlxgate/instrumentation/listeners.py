@@ -43,8 +43,8 @@ class Listeners:
         self._news: deque[tuple[Details, list[_Listener]]] = deque()
         self._telling = False
 
-    def add(self, hook: Hook) -> None:
-        """Tell this hook, too.
+    def add(self, hook: Hook, *, first: bool = False) -> None:
+        """Tell this hook, too, after all others or before them.
 
         Raises:
           TypeError: it is no hook.
@@ -56,7 +56,8 @@ class Listeners:
             raise TypeError(f"hooks must be objects such as LoggingHook(), and no classes or functions, not {hook!r}")
         groups: list[tuple[type[Details], ...]] = [*((kind,) for kind in KINDS), _TOGETHER]
         interests = {kinds: hook.interest(*kinds) for kinds in groups}
-        self._listeners = (*self._listeners, _Listener(hook, interests))
+        listener = _Listener(hook, interests)
+        self._listeners = (listener, *self._listeners) if first else (*self._listeners, listener)
 
     def drop(self, gone: Hook) -> None:
         """Call this hook no more."""
