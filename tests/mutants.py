@@ -181,8 +181,8 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "bounded queue: who need not wait is refused": (
         Edit(
             "core/admission.py",
-            _in_method("request", r"and self\._headroom is None:"),
-            r"\1and self._headroom is None and not (self._max_waiting and self.fullness(ticket.priority) is not None):",
+            _in_method("request", r"and self\._simple:"),
+            r"\1and self._simple and not (self._max_waiting and self.fullness(ticket.priority) is not None):",
         ),
     ),
     "bounded queue: who is superseded still counts": (
