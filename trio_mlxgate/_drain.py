@@ -69,11 +69,11 @@ class Exchanges:
         return exchange
 
     async def give_up(self) -> None:
-        """End all exchanges, and return when they have ended. Always a checkpoint, and can't be cancelled.
+        """End all exchanges, and return when they have ended, or after twice the time that closing may take.
 
-        Each closes its response, which has an end of its own.
+        Always a checkpoint, and can't be cancelled.
         """
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 2 * self._close_timeout):
             await checkpoint()
             for exchange in list(self._running):
                 exchange.give_up()

@@ -251,9 +251,9 @@ class Gate(Driver):
         """A slot to be used once by a worker thread, with a plain ``with``; entering blocks the thread.
 
         Any thread may ask. One that trio has started (``trio.to_thread.run_sync``) is asked for by the task that waits
-        for it, and leaves the queue when that task is cancelled. Others ask the trio run that uses the gate, or the one
-        of ``trio_token``, and can't be cancelled. There is no ``hold_timeout``: nothing can interrupt a thread, and
-        to give its slot back while it runs would let one more in beside it.
+        for it, and leaves the queue when that task is cancelled (but not if the task abandons it). Others ask the trio
+        run that uses the gate, or the one of ``trio_token``, and can't be cancelled. There is no ``hold_timeout``:
+        nothing can interrupt a thread, and to give its slot back while it runs would let one more in beside it.
 
         Args:
           priority, max_wait, supersede, outer_deadline: as for :meth:`slot`.
