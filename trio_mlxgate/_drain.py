@@ -214,6 +214,10 @@ class Exchange:
                 _logger.log(level, "a request that was abandoned has failed", exc_info=error)
         finally:
             self._done.set()
+            # From here on only the user's own trace is of interest; and the request must not hold this.
+            self._request.extensions.pop("trace", None)
+            if self._trace is not None:
+                self._request.extensions["trace"] = self._trace
             closer = self._exchanges.end(self)
             if closer is not None:
                 await self._exchanges.close(closer)  # noqa: ASYNC102 - shields itself
@@ -282,7 +286,6 @@ class Exchange:
         while True:
             with anyio.CancelScope(deadline=self._due()) as self._waiting:
                 await self._done.wait()
-                return
             self._waiting = None
             if self._done.is_set():
                 return

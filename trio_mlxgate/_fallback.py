@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import trio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from trio_mlxgate.errors import GateRefused, QueueFull, WaitTooLong
 from trio_mlxgate.instrumentation import FellBack
@@ -215,7 +215,8 @@ async def has_begun(request: Any, response: Any, family: Family) -> None:
     Raises what reading does; and the family's ReadError if an event stream ends before it began. A server that marks
     the end of its answer by closing the connection (``mlx_lm.server``) has no other way to say that it died.
     """
-    await checkpoint()
+    # Cancelled here, nobody would close the response.
+    await cancel_shielded_checkpoint()
     if response.status_code == _SWITCHING_PROTOCOLS or await response.stream.peek():
         return
     kind = response.headers.get("content-type", "").lower()
