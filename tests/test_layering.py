@@ -25,6 +25,7 @@ LAYERS: Final[dict[str, int]] = {
     "slots": 2,
     "loan": 2,
     "detached_slots": 2,
+    "onlookers": 2,
     "progress": 2,
     "refusals": 2,
     "outer_deadline": 2,

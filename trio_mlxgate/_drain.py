@@ -248,7 +248,7 @@ class Exchange:
 
     def _is_stream(self, response: Any) -> bool:
         """Whether it is the caller who reads: what is written piece by piece, and a connection for another protocol."""
-        if response.status_code == 101 or (self._request.method == "CONNECT" and response.is_success):
+        if self._family.switches_protocol(self._request, response):
             return True
         kind: str = response.headers.get("content-type", "")
         return kind.partition(";")[0].strip().lower() in STREAMS

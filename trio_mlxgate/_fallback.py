@@ -26,10 +26,6 @@ REASONS: Final[tuple[FallbackReason, ...]] = get_args(FallbackReason)
 """All of these."""
 
 
-_SWITCHING_PROTOCOLS: Final = 101
-"""Such a response has no body: its connection is the caller's."""
-
-
 class Fallback:
     """Another server for the requests of a ``GateTransport``, for when its own gives no answer.
 
@@ -217,7 +213,7 @@ async def has_begun(request: Any, response: Any, family: Family) -> None:
     """
     # Cancelled here, nobody would close the response.
     await cancel_shielded_checkpoint()
-    if response.status_code == _SWITCHING_PROTOCOLS or await response.stream.peek():
+    if family.switches_protocol(request, response) or await response.stream.peek():
         return
     kind = response.headers.get("content-type", "").lower()
     if response.status_code == 200 and request.method != "HEAD" and kind.startswith("text/event-stream"):

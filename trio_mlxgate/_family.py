@@ -83,6 +83,11 @@ class Family:
         }
         return self.request(request.method, request.url, headers=headers, extensions=extensions, **more)
 
+    @staticmethod
+    def switches_protocol(request: Any, response: Any) -> bool:
+        """Whether the connection is the caller's from here on, for another protocol: such a response has no body."""
+        return bool(response.status_code == 101 or (request.method == "CONNECT" and response.is_success))
+
     def closes_anywhere(self, transport: Any) -> bool:
         """Whether to close a transport is all there is to leaving it, so that any task may do it, at any time.
 

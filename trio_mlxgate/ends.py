@@ -9,25 +9,24 @@ from typing import TYPE_CHECKING, Final
 import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled, current_task, enable_ki_protection
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from trio_mlxgate.onlookers import Onlooker
 
+if TYPE_CHECKING:
     from trio.lowlevel import Task
 
     from trio_mlxgate.driver import Driver
     from trio_mlxgate.instrumentation import Details
 
 
-class Idleness:
+class Idleness(Onlooker):
     """Those who wait until one gate is idle, in one run: no slot is held, and nobody waits for one.
 
     While there are any, it is one of the gate's hooks, so that a gate for which nobody waits pays nothing.
     """
 
     def __init__(self, gate: Driver) -> None:
-        self._gate = gate
+        super().__init__(gate)
         self._lot = trio.lowlevel.ParkingLot()
-        self._attached = False
 
     def check(self) -> None:
         """See that the current task may wait.
@@ -44,16 +43,11 @@ class Idleness:
     @enable_ki_protection
     async def wait(self) -> None:
         """Wait until it is so at some moment. Always a checkpoint."""
-        gate = self._gate
         if self._is_idle():
             await checkpoint()
             return
         await checkpoint_if_cancelled()
-        if not self._attached:
-            # The first to hear: a hook that raises what is no Exception keeps the news from those behind it.
-            gate._listeners.add(self, first=True)
-            gate._listen()
-            self._attached = True
+        self.attach()
         try:
             await self._lot.park()
         finally:
@@ -69,21 +63,8 @@ class Idleness:
         admission = self._gate._admission
         return not (admission.in_flight or admission.tasks_waiting)
 
-    def detach(self) -> None:
-        """Hear of no more events."""
-        self._attached = False
-        self._gate._listeners.drop(self)
-        self._gate._listen()
-
-    def interest(self, *_: type[Details]) -> Callable[[], bool]:
-        return _always
-
     def __call__(self, details: Details) -> None:  # noqa: ARG002 - what counts is how the gate is now
         self.look()
-
-
-def _always() -> bool:
-    return True
 
 
 class _Exits(trio.abc.Instrument):

@@ -17,10 +17,9 @@ from trio.lowlevel import (
 )
 
 from trio_mlxgate.core.ticket import TicketState
+from trio_mlxgate.onlookers import Onlooker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trio.lowlevel import Task
 
     from trio_mlxgate.core.estimates import Outlook
@@ -94,7 +93,7 @@ class Progress:
         )
 
 
-class ProgressBoard:
+class ProgressBoard(Onlooker):
     """Those who watch the queue of one gate in one run.
 
     While there are any, it is one of the gate's hooks; an event makes it look at the queue once, in the next
@@ -102,30 +101,17 @@ class ProgressBoard:
     """
 
     def __init__(self, gate: Driver) -> None:
-        self._gate = gate
+        super().__init__(gate)
         self._watching: dict[Progress, None] = {}
-        self._attached = False
         self._will_look = False
 
     def watch(self, progress: Progress) -> None:
         self._watching[progress] = None
-        if not self._attached:
-            self._attached = True
-            self._gate._listeners.add(self, first=True)
-            self._gate._listen()
+        self.attach()
         self.changed()
-
-    def detach(self) -> None:
-        """Hear of no more events."""
-        self._attached = False
-        self._gate._listeners.drop(self)
-        self._gate._listen()
 
     def leave(self, progress: Progress) -> None:
         del self._watching[progress]
-
-    def interest(self, *_: type[Details]) -> Callable[[], bool]:
-        return _always
 
     def __call__(self, details: Details) -> None:  # noqa: ARG002 - whatever it was, the next look will see it
         self.changed()
@@ -156,7 +142,3 @@ class ProgressBoard:
             if outlook is None or progress.is_news(outlook):
                 del self._watching[progress]
                 progress.wake(outlook)
-
-
-def _always() -> bool:
-    return True

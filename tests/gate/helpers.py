@@ -9,6 +9,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from trio_mlxgate import Gate, Priority
+from trio_mlxgate.instrumentation import KINDS, Details
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,3 +65,22 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait, in real time, for what a thread brings about."""
     while not condition():  # noqa: ASYNC110 - threads set no trio.Event
         await trio.sleep(0.001)
+
+
+class Recorder:
+    """A hook that writes down all details, of the kinds that it is made for."""
+
+    def __init__(self, *kinds: type[Details]) -> None:
+        self.kinds = kinds or KINDS
+        self.details: list[Any] = []
+
+    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
+        return lambda: any(kind in self.kinds for kind in kinds)
+
+    def __call__(self, details: Details) -> None:
+        self.details.append(details)
+
+    @property
+    def names(self) -> list[str]:
+        """The kinds of what it has heard."""
+        return [type(details).__name__ for details in self.details]

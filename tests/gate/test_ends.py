@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of_its_own, job, run
+from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, Recorder, holder, in_a_task_of_its_own, job, run
 from trio_mlxgate import Gate, WaitTooLong
 from trio_mlxgate.instrumentation import CapacityChanged, Details, Ended, Rejected, Released
 
@@ -71,16 +71,8 @@ async def test_newcomers_to_a_closed_gate_are_refused_in_every_way() -> None:
 
 
 async def test_a_closed_gate_may_be_closed_again_and_cancelled_meanwhile() -> None:
-    told: list[Details] = []
-
-    class Hook:
-        def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
-            return lambda: bool({Ended, Rejected} & set(kinds))
-
-        def __call__(self, details: Details) -> None:
-            told.append(details)
-
-    gate = Gate(1, hooks=[Hook()])
+    hook = Recorder(Ended, Rejected)
+    gate = Gate(1, hooks=[hook])
     with trio.CancelScope() as scope:
         scope.cancel()
         await gate.aclose()
@@ -90,7 +82,7 @@ async def test_a_closed_gate_may_be_closed_again_and_cancelled_meanwhile() -> No
         await gate.aclose()
     await gate.drain()
     await gate.wait_idle()
-    assert told == [Ended(gate="mlx", capacity=1, in_flight=0, queue_length=0, reason="closed")]
+    assert hook.details == [Ended(gate="mlx", capacity=1, in_flight=0, queue_length=0, reason="closed")]
 
 
 async def test_a_close_in_the_pass_of_the_grant_takes_nothing_away(autojump_clock: MockClock) -> None:
@@ -287,19 +279,11 @@ async def test_a_superseded_call_is_no_matter_to_a_drained_gate(autojump_clock: 
 
 
 async def test_each_end_is_told_once() -> None:
-    told: list[Any] = []
-
-    class Hook:
-        def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
-            return lambda: Ended in kinds
-
-        def __call__(self, details: Details) -> None:
-            told.append(details)
-
-    gate = Gate(1, hooks=[Hook()])
+    hook = Recorder(Ended)
+    gate = Gate(1, hooks=[hook])
     for end in (gate.drain, gate.drain, gate.aclose, gate.aclose, gate.drain):
         await end()
-    assert [details.reason for details in told] == ["draining", "closed"]
+    assert [details.reason for details in hook.details] == ["draining", "closed"]
 
 
 async def test_who_waits_for_rest_hears_of_it_before_a_hook_can_fail(autojump_clock: MockClock) -> None:

@@ -15,9 +15,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.gate.helpers import until
+from tests.gate.helpers import Recorder, until
 from trio_mlxgate import Gate, Priority, WaitTooLong
-from trio_mlxgate.instrumentation import Details, Granted
+from trio_mlxgate.instrumentation import Granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -465,24 +465,10 @@ def test_control_c_in_a_foreign_main_thread_loses_no_slot() -> None:
     assert done.is_set()
 
 
-class Grants:
-    """Notes who was granted a slot: the priority, and the number of the arrival."""
-
-    def __init__(self) -> None:
-        self.granted: list[tuple[int, int]] = []
-
-    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
-        return lambda: Granted in kinds
-
-    def __call__(self, details: Details) -> None:
-        assert isinstance(details, Granted)
-        self.granted.append((details.priority, details.seq))
-
-
 async def test_200_threads_and_200_tasks_on_one_gate() -> None:
     """The bound holds, and the order: who came first of a class goes first, and the better class before the worse."""
     capacity = 3
-    grants = Grants()
+    grants = Recorder(Granted)
     gate = gate_of(capacity, hooks=[grants])
     lock = threading.Lock()
     inside = most = 0
@@ -525,5 +511,6 @@ async def test_200_threads_and_200_tasks_on_one_gate() -> None:
             gate.capacity = capacity
     assert most == capacity
     assert (gate.statistics().in_flight, gate.statistics().admitted) == (0, 400)
-    assert grants.granted == sorted(grants.granted)
-    assert len(grants.granted) == 400
+    granted = [(details.priority, details.seq) for details in grants.details]
+    assert granted == sorted(granted)
+    assert len(granted) == 400

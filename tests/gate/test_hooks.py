@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 import trio_mlxgate
-from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of_its_own, job, run
+from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, Recorder, holder, in_a_task_of_its_own, job, run
 from trio_mlxgate import Gate, QueueFull, WaitTooLong
 from trio_mlxgate.instrumentation import (
     KINDS,
@@ -42,20 +42,6 @@ if TYPE_CHECKING:
 
 OF_TRANSPORTS = {Abandoned, FellBack, GivenUp}
 """What a gate tells in the name of a transport; see tests/transport."""
-
-
-class Recorder:
-    """A hook that writes down all details, of the kinds that it is made for."""
-
-    def __init__(self, *kinds: type[Details]) -> None:
-        self.kinds = kinds or KINDS
-        self.details: list[Details] = []
-
-    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
-        return lambda: any(kind in self.kinds for kind in kinds)
-
-    def __call__(self, details: Details) -> None:
-        self.details.append(details)
 
 
 async def test_the_log_lines_and_their_numbers(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,33 +7,20 @@ import gc
 import logging
 import weakref
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, holder, in_a_task_of_its_own, job, run
+from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, Recorder, holder, in_a_task_of_its_own, job, run
 from trio_mlxgate import Gate
 from trio_mlxgate.ends import _exits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
     from trio_mlxgate.instrumentation import Details
-
-
-class Hook:
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.details: list[Any] = []
-
-    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
-        return lambda: True
-
-    def __call__(self, details: Details) -> None:
-        self.names.append(type(details).__name__)
-        self.details.append(details)
 
 
 async def forgetful(gate: Gate, seconds: float = 0) -> None:
@@ -45,7 +32,7 @@ async def forgetful(gate: Gate, seconds: float = 0) -> None:
 async def test_the_slot_of_an_ended_task_goes_to_the_next(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hook = Hook()
+    hook = Recorder()
     from trio_mlxgate.instrumentation import LoggingHook
 
     gate, log = Gate(1, name="macmini", hooks=[hook, LoggingHook()]), Log()
@@ -148,7 +135,7 @@ async def test_a_closed_strict_gate_stays_closed(autojump_clock: MockClock) -> N
 
 async def test_an_open_loan_keeps_the_slot(autojump_clock: MockClock) -> None:
     """The response of an ended task may be read by another one: the bound counts what runs."""
-    hook = Hook()
+    hook = Recorder()
     gate = Gate(1, hooks=[hook])
     loans, slots = [], []
 
@@ -225,7 +212,7 @@ def test_strict_is_true_or_false() -> None:
 
 
 def test_a_hook_that_ends_the_program_loses_no_slot_and_blinds_nobody() -> None:
-    class Leaving(Hook):
+    class Leaving(Recorder):
         def __call__(self, details: Details) -> None:
             super().__call__(details)
             if self.names[-1] == "Orphaned":
@@ -249,7 +236,7 @@ def test_a_hook_that_ends_the_program_loses_no_slot_and_blinds_nobody() -> None:
 
 
 async def test_a_hook_that_raises_the_capacity_lets_nobody_into_a_gate_that_breaks(autojump_clock: MockClock) -> None:
-    class Raising(Hook):
+    class Raising(Recorder):
         def __call__(self, details: Details) -> None:
             super().__call__(details)
             if self.names[-1] == "Orphaned":

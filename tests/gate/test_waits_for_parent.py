@@ -11,26 +11,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.gate.helpers import FOREGROUND, in_a_task_of_its_own
+from tests.gate.helpers import FOREGROUND, Recorder, in_a_task_of_its_own
 from trio_mlxgate import Gate, WaitTooLong
-from trio_mlxgate.instrumentation import Details, WaitsForParent
+from trio_mlxgate.instrumentation import WaitsForParent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trio.testing import MockClock
-
-
-class Hook:
-    def __init__(self) -> None:
-        self.told: list[WaitsForParent] = []
-
-    def interest(self, *kinds: type[Details]) -> Callable[[], bool]:
-        return lambda: WaitsForParent in kinds
-
-    def __call__(self, details: Details) -> None:
-        assert isinstance(details, WaitsForParent)
-        self.told.append(details)
 
 
 async def ask(gate: Gate) -> None:
@@ -39,13 +25,13 @@ async def ask(gate: Gate) -> None:
 
 
 async def test_a_child_waits_and_is_let_in_when_its_parent_lets_go(autojump_clock: MockClock) -> None:
-    hook = Hook()
+    hook = Recorder(WaitsForParent)
     gate = Gate(1, hooks=[hook])
     async with trio.open_nursery() as nursery, gate.slot():
         for _ in range(3):
             nursery.start_soon(ask, gate)
             await trio.sleep(1)
-    (told,) = hook.told
+    (told,) = hook.details
     assert told.site.startswith(__file__)
     assert told.site.endswith(f":{ask.__code__.co_firstlineno + 1}")
     assert told.parent == trio.lowlevel.current_task().name
@@ -64,7 +50,7 @@ async def test_it_is_a_warning_in_the_log(autojump_clock: MockClock, caplog: pyt
 
 
 async def test_each_place_is_told_and_grandchildren_too(autojump_clock: MockClock) -> None:
-    hook = Hook()
+    hook = Recorder(WaitsForParent)
     gate = Gate(1, hooks=[hook])
 
     async def child() -> None:
@@ -79,11 +65,11 @@ async def test_each_place_is_told_and_grandchildren_too(autojump_clock: MockCloc
 
     async with gate.slot():
         await in_a_task_of_its_own(child)
-    assert len({told.site for told in hook.told}) == len(hook.told) == 2
+    assert len({told.site for told in hook.details}) == len(hook.details) == 2
 
 
 async def test_who_could_have_another_slot_is_not_told_of(autojump_clock: MockClock) -> None:
-    hook = Hook()
+    hook = Recorder(WaitsForParent)
     gate = Gate(2, hooks=[hook])
 
     async def stranger() -> None:
@@ -101,22 +87,22 @@ async def test_who_could_have_another_slot_is_not_told_of(autojump_clock: MockCl
         nursery.start_soon(stranger)
         await wait_all_tasks_blocked()
         nursery.start_soon(ask, gate)
-    assert not hook.told
+    assert not hook.details
 
 
 async def test_what_is_reserved_from_it_counts(autojump_clock: MockClock) -> None:
     """A digest whose parent holds the only slot that digests may have waits for it although one is free."""
-    hook = Hook()
+    hook = Recorder(WaitsForParent)
     gate = Gate(2, reserved={FOREGROUND: 1}, hooks=[hook])
     async with trio.open_nursery() as nursery, gate.slot():
         nursery.start_soon(ask, gate)
         await wait_all_tasks_blocked()
-    assert len(hook.told) == 1
+    assert len(hook.details) == 1
 
 
 async def test_who_was_not_looked_at_is_told_of_when_it_starves(autojump_clock: MockClock) -> None:
     """Of a long queue only some are looked at as they come: but one that hangs must come to light."""
-    hook = Hook()
+    hook = Recorder(WaitsForParent)
     gate = Gate(1, hooks=[hook], starvation_warning=50)
 
     async def stranger(seconds: float) -> None:
@@ -139,26 +125,26 @@ async def test_who_was_not_looked_at_is_told_of_when_it_starves(autojump_clock: 
                 nursery.start_soon(child)
                 await wait_all_tasks_blocked()
             await trio.sleep(49)
-            assert not hook.told  # none of them was looked at
+            assert not hook.details  # none of them was looked at
             await trio.sleep(2)
-            assert {told.site for told in hook.told} == {f"{__file__}:{child.__code__.co_firstlineno + 1}"}
-            assert {told.waited for told in hook.told} == {50}
+            assert {told.site for told in hook.details} == {f"{__file__}:{child.__code__.co_firstlineno + 1}"}
+            assert {told.waited for told in hook.details} == {50}
 
 
 async def test_a_parents_open_response_counts(autojump_clock: MockClock) -> None:
     """What a response holds is a detached slot, tied to the task that reads it."""
-    hook = Hook()
+    hook = Recorder(WaitsForParent)
     gate = Gate(1, hooks=[hook])
     slot = await gate.acquire_detached(tied=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask, gate)
         await trio.sleep(1)
         slot.release()
-    assert len(hook.told) == 1
+    assert len(hook.details) == 1
 
 
 async def test_a_thread_is_told_by_its_own_line() -> None:
-    hook = Hook()
+    hook = Recorder(WaitsForParent)
     gate = Gate(1, hooks=[hook])
 
     def one() -> None:
@@ -173,4 +159,4 @@ async def test_a_thread_is_told_by_its_own_line() -> None:
         for work in (one, one, other):
             await in_a_task_of_its_own(functools.partial(trio.to_thread.run_sync, work))
     lines = [work.__code__.co_firstlineno + 1 for work in (one, other)]
-    assert [told.site for told in hook.told] == [f"{__file__}:{line}" for line in lines]
+    assert [told.site for told in hook.details] == [f"{__file__}:{line}" for line in lines]

@@ -18,7 +18,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_mlxgate.httpx
-from tests.gate.test_hooks import Recorder
+from tests.gate.helpers import Recorder
 from trio_mlxgate import EndpointGates, EndpointSettings, Fallback, Gate, RequestOptions, WaitTooLong, use_options
 from trio_mlxgate.instrumentation import Abandoned, Granted, Released
 from trio_mlxgate.testing import inference_server

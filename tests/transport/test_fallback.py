@@ -14,8 +14,7 @@ import trio
 from hypothesis import given, strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.gate.helpers import in_a_task_of_its_own
-from tests.gate.test_hooks import Recorder
+from tests.gate.helpers import Recorder, in_a_task_of_its_own
 from tests.transport.conftest import Family
 from trio_mlxgate import EndpointGates, EndpointSettings, Fallback, Gate, Superseded, rewrite_to, use_options
 from trio_mlxgate.instrumentation import FellBack, Released
