@@ -81,7 +81,7 @@ class Slot(Ticket):
         supersede: Hashable | None,
         outer_deadline: OuterDeadline | None,
     ) -> None:
-        # As check_request. What nearly every call has is known to be good; to look again would cost as much as all else.
+        # As check_request. What nearly every call has is known to be good; to look at it costs as much as the rest.
         if type(priority) is not Priority:
             check_priority(priority)
         if hold_timeout is not inf:
