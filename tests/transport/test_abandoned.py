@@ -882,22 +882,23 @@ async def test_a_transport_that_must_be_left_by_who_entered_it_is(family: Family
     assert seen == [(1, 0), (2, 0)]
 
 
-async def test_a_connection_for_another_protocol_is_handed_over(family: Family) -> None:
+@pytest.mark.parametrize(("method", "status"), [("GET", 101), ("CONNECT", 200)])
+async def test_a_connection_for_another_protocol_is_handed_over(family: Family, method: str, status: int) -> None:
     module = family.module
     gate = make_gate()
 
     class Socket(module.AsyncByteStream):  # type: ignore[misc, name-defined]
         async def __aiter__(self) -> Any:
-            if response.status_code == 101:
+            if response.status_code == status:
                 raise AssertionError("it has no body")
             yield b""
 
     cloud = module.MockTransport(lambda _: module.Response(200))
     for abandoned, fallback in (("drain", None), ("release", Fallback(cloud)), ("drain", Fallback(cloud))):
-        inner = module.MockTransport(lambda _: module.Response(101, stream=Socket()))
+        inner = module.MockTransport(lambda _: module.Response(status, stream=Socket()))
         transport = family.gated.GateTransport(gate, inner, abandoned=abandoned, fallback=fallback)
-        response = await transport.handle_async_request(module.Request("GET", "http://server/socket"))
-        assert response.status_code == 101
+        response = await transport.handle_async_request(module.Request(method, "http://server/socket"))
+        assert response.status_code == status
         assert gate.statistics().in_flight == 1
         await response.aclose()
         assert gate.statistics().in_flight == 0
