@@ -20,6 +20,7 @@ LAYERS: Final[dict[str, int]] = {
     "priority": 0,
     "core": 1,
     "instrumentation": 2,
+    "dialects": 2,
     "parking_lot": 2,
     "call_sites": 2,
     "slots": 2,

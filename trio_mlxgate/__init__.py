@@ -3,7 +3,7 @@
 # Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
 #   L0  errors, priority
 #   L1  core                     decides; knows neither trio nor a clock
-#   L2  instrumentation, parking_lot, call_sites, slots, loan, detached_slots, onlookers, progress,
+#   L2  instrumentation, dialects, parking_lot, call_sites, slots, loan, detached_slots, onlookers, progress,
 #       outer_deadline, ancestors, alarms, ends, threads, refusals, driver, gate, mlx, options,
 #       endpoint_gates, _response_body, _gated_stream, _family, _rewrite, _fallback, _drain,
 #       _transport, httpx, httpx2    act
