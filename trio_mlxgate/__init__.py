@@ -3,10 +3,10 @@
 # Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
 #   L0  errors, priority
 #   L1  core                     decides; knows neither trio nor a clock
-#   L2  instrumentation, dialects, parking_lot, call_sites, slots, loan, detached_slots, onlookers, progress,
-#       outer_deadline, ancestors, alarms, ends, threads, refusals, driver, gate, mlx, options,
-#       endpoint_gates, _response_body, _gated_stream, _family, _rewrite, _fallback, _drain,
-#       _transport, httpx, httpx2    act
+#   L2  instrumentation, dialects, runtime, call_sites, trio_runtime, asyncio_runtime, bridges, parking_lot,
+#       slots, loan, detached_slots, onlookers, progress, outer_deadline, ancestors, alarms, ends, threads,
+#       refusals, driver, base_gate, gate, mlx, anyio, options, endpoint_gates, _response_body,
+#       _gated_stream, _family, _rewrite, _fallback, _drain, _transport, httpx, httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from trio_mlxgate._fallback import Fallback as Fallback
 from trio_mlxgate._rewrite import rewrite_to as rewrite_to
+from trio_mlxgate.base_gate import BaseGate as BaseGate
 from trio_mlxgate.core.endpoints import Endpoint as Endpoint
 from trio_mlxgate.core.estimates import Outlook as Outlook
 from trio_mlxgate.core.statistics import GateStatistics as GateStatistics

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import outcome
-import trio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from trio_mlxgate.core.checks import check_seconds
@@ -20,11 +19,10 @@ from trio_mlxgate.loan import Loan
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trio.lowlevel import Task
-
     from trio_mlxgate._family import Family
     from trio_mlxgate._gated_stream import GatedStream
     from trio_mlxgate.detached_slots import DetachedSlot
+    from trio_mlxgate.runtime import Runtime
     from trio_mlxgate.slots import Slot
 
 STREAMS: Final = frozenset(
@@ -64,7 +62,9 @@ class Exchanges:
         """
         exchange = Exchange(self, request, hold, drain_limit)
         # The task that will give the slot back is this one: whoever asked may well queue behind it.
-        hold.holder = _spawn(exchange.run, f"{request.method} {request.url.host}")
+        # With the context of the caller.
+        name = f"{request.method} {request.url.host}"
+        hold.holder = hold.runtime.spawn(exchange.run, name, contextvars.copy_context())
         self._running.add(exchange)
         return exchange
 
@@ -143,6 +143,11 @@ class Exchange:
     def deadline(self) -> float:
         """When whoever reads is to stop: the end of the hold budget, once it is the caller who reads."""
         return self._hold.deadline if self._handed_over else math.inf
+
+    @property
+    def runtime(self) -> Runtime:
+        """The run that the slot belongs to."""
+        return self._hold.runtime
 
     def adopt(self) -> None:
         """The current task is the one that will give the slot back."""
@@ -337,8 +342,3 @@ async def own_drain_ended(owned: Slot, max_wait: float) -> float:
             f"this task owns: waited {max_wait:.3g} s"
         )
     return anyio.current_time() - start
-
-
-def _spawn(run: Callable[[], Awaitable[object]], name: str) -> Task:
-    """Start a task that belongs to the run, with the context of the caller. All that is trio's own here."""
-    return trio.lowlevel.spawn_system_task(run, name=name, context=contextvars.copy_context())

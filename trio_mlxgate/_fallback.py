@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_mlxgate._family import Family
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.base_gate import BaseGate
 
 FallbackReason: TypeAlias = Literal["unreachable", "wait_too_long", "queue_full", "hold_timeout"]
 """Why a request may go to a fallback."""
@@ -113,7 +113,7 @@ class Fallback:
         self,
         request: Any,
         family: Family,
-        gate: Gate,
+        gate: BaseGate,
         *,
         error: Exception,
         reason: str,

@@ -10,12 +10,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
-import trio
 from anyio.lowlevel import cancel_shielded_checkpoint
-from trio.lowlevel import current_trio_token, enable_ki_protection, spawn_system_task
+from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from trio_mlxgate.runtime import Runtime
 
 LEAST_CLOSE_TIMEOUT: Final = 1.0
 """Seconds that closing a response gets even if its hold budget is used up: a connection must be told to go."""
@@ -29,6 +30,11 @@ class Hold(Protocol):
     @property
     def deadline(self) -> float:
         """The time on the run's clock at which the response is to be over; inf for none."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """The run that it belongs to."""
         ...
 
     def adopt(self) -> None:
@@ -64,7 +70,7 @@ class ResponseBody:
         self.closed = False
         """Whether closing has begun; the slot is given back, or about to be."""
         self._close_timeout = close_timeout
-        self._token = current_trio_token()
+        self._runtime = hold.runtime
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -117,12 +123,8 @@ class ResponseBody:
                 self.hold.release()
 
     def close_soon(self) -> None:
-        """Have the run of the slot close this body, if it still runs. From any thread, at any time; raises nothing.
-
-        All that is here of trio's own, beside the constructor's token.
-        """
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._close_in_a_system_task)
+        """Have the run of the slot close this body, if it still runs. From any thread, at any time; raises nothing."""
+        self._runtime.soon_from_anywhere(self._close_in_a_system_task)
 
     def _close_in_a_system_task(self) -> None:
         _logger.warning("the response to %s was dropped while it was open; it is closed now", self.name)
@@ -130,4 +132,4 @@ class ResponseBody:
         self.hold.adopt()
         # It may be refused at the very end of a run, with which all of its slots go.
         with suppress(RuntimeError):
-            spawn_system_task(self.close_dropped, name=f"close dropped response to {self.name}")
+            self._runtime.spawn(self.close_dropped, f"close dropped response to {self.name}")

@@ -15,10 +15,10 @@ from trio.lowlevel import enable_ki_protection
 from trio_mlxgate._drain import Exchanges, own_drain_ended
 from trio_mlxgate._fallback import check_fallback, has_begun
 from trio_mlxgate._gated_stream import GatedStream
+from trio_mlxgate.anyio import current_mlx_gate
 from trio_mlxgate.core.checks import check_abandoned, check_drain_limit, check_seconds
-from trio_mlxgate.endpoint_gates import EndpointGates
+from trio_mlxgate.endpoint_gates import BaseEndpointGates
 from trio_mlxgate.errors import GateRefused, QueueFull, Superseded, WaitTooLong
-from trio_mlxgate.mlx import current_mlx_gate
 from trio_mlxgate.options import EXTENSION, RequestOptions, current_options, options_from_extension
 from trio_mlxgate.priority import URGENCY_PRIORITIES, check_priority, priority_from_header
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from trio_mlxgate._fallback import Fallback
     from trio_mlxgate._family import Family
     from trio_mlxgate._response_body import Hold
+    from trio_mlxgate.base_gate import BaseGate
     from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.detached_slots import DetachedSlot
-    from trio_mlxgate.gate import Gate
     from trio_mlxgate.loan import Loan
 
 CLOSE_TIMEOUT: Final = 5.0
@@ -73,8 +73,9 @@ class GateTransportBase(Generic[TransportT]):
 
     A request raises, beside what the inner transport does, exceptions that are the gate's own and of the
     client's family at once: ``QueueFull`` (a ``ConnectError``) and ``WaitTooLong`` (a ``PoolTimeout``), with nothing
-    sent, and ``HoldTimeout`` (a ``ReadTimeout`` and :class:`trio.TooSlowError`); and :class:`trio_mlxgate.Superseded`,
-    which is of no client's family, so that an SDK that tries again what its client raises does not try this again.
+    sent, and ``HoldTimeout`` (a ``ReadTimeout``, :class:`trio.TooSlowError`, and ``TimeoutError``); and
+    :class:`trio_mlxgate.Superseded`, which is of no client's family, so that an SDK that tries again what its client
+    raises does not try this again.
     RuntimeError: the task would wait
     for itself, since it has a response open under its own slot, or its open responses hold all slots. TypeError,
     ValueError: the extension is not as described, or no gate is found by such a URL.
@@ -85,7 +86,7 @@ class GateTransportBase(Generic[TransportT]):
 
     def __init__(
         self,
-        gate: Gate | EndpointGates | None,
+        gate: BaseGate | BaseEndpointGates[Any] | None,
         transport: TransportT,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
@@ -95,7 +96,7 @@ class GateTransportBase(Generic[TransportT]):
         drain_limit: float = DRAIN_LIMIT,
     ) -> None:
         given: object = gate  # callers without a type checker may give anything, as the class
-        finds = given is None or isinstance(given, EndpointGates)
+        finds = given is None or isinstance(given, BaseEndpointGates)
         if isinstance(given, type) or not (finds or callable(getattr(given, "acquire_detached", None))):
             raise TypeError(
                 "GateTransport's first argument is a Gate, EndpointGates, or None for the gate of the run, "
@@ -331,20 +332,20 @@ class GateTransportBase(Generic[TransportT]):
         if header is not None:
             options = options.over(RequestOptions(priority=priority_from_header(header, self._priorities)))
         options = options.over(current_options())
-        if isinstance(self._gate, EndpointGates):
+        if isinstance(self._gate, BaseEndpointGates):
             options = options.over(self._gate.settings_for(str(request.url)).request)
         return options
 
     def _fallback_for(self, request: Any) -> Fallback | None:
-        if isinstance(self._gate, EndpointGates) and not self._gate.is_listed(str(request.url)):
+        if isinstance(self._gate, BaseEndpointGates) and not self._gate.is_listed(str(request.url)):
             return None  # a stranger's request is nothing for the other server
         return self._fallback
 
-    def _gate_for(self, request: Any) -> Gate:
+    def _gate_for(self, request: Any) -> BaseGate:
         if self._gate is None:
             return current_mlx_gate()
         # A redirect is a request of its own, and so has the gate of where it leads.
-        return self._gate.gate_for(str(request.url)) if isinstance(self._gate, EndpointGates) else self._gate
+        return self._gate.gate_for(str(request.url)) if isinstance(self._gate, BaseEndpointGates) else self._gate
 
 
 async def _enter(transport: Any) -> None:  # noqa: ASYNC910 - who calls it has one

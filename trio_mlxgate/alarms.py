@@ -6,59 +6,48 @@ import math
 from typing import TYPE_CHECKING
 
 import outcome
-import trio
-from trio.lowlevel import reschedule
 
 from trio_mlxgate.instrumentation import details
 
 if TYPE_CHECKING:
     from trio_mlxgate.core.admission import Passed
     from trio_mlxgate.driver import Driver
+    from trio_mlxgate.runtime import Timer
     from trio_mlxgate.slots import Slot
 
 
 class Alarms:
-    """The alarms of one gate in one run, heard by a system task that lives while there are any.
+    """The alarms of one gate in one run, heard by a timer that lives while there are any.
 
-    It sleeps until the earliest alarm that was ever set; if that one is gone when it wakes, it sleeps on
-    or ends. So a queue that fills and empties all the time costs nothing here.
+    It rings at the earliest alarm that was ever set; if that one is gone by then, it is set anew or ends.
+    So a queue that fills and empties all the time costs nothing here.
     """
 
     def __init__(self, gate: Driver) -> None:
         self._gate = gate
-        self._scope: trio.CancelScope | None = None
+        self._timer: Timer | None = None
         self.until = math.inf
-        """Until when the task sleeps; inf while there is none."""
+        """When the timer rings; inf while there is none."""
 
     def watch(self) -> None:
         """See to it that the next alarm of the core is heard."""
         alarm = self._gate._admission.next_alarm()
-        if self._scope is None:
+        if self._timer is None:
             if alarm < math.inf:
-                scope = trio.CancelScope(deadline=alarm)
-                trio.lowlevel.spawn_system_task(self._keep_watch, scope, name=f"watch of gate {self._gate.name!r}")
-                self._scope = scope
+                self._timer = self._gate._runtime.timer(alarm, self._ring, f"watch of gate {self._gate.name!r}")
                 self.until = alarm
         elif alarm < self.until:
-            self._scope.deadline = self.until = alarm
+            self._timer.move(alarm)
+            self.until = alarm
 
-    async def _keep_watch(self, scope: trio.CancelScope) -> None:
-        """Hear the alarms until there are none. Always a checkpoint."""
-        gate = self._gate
-        admission = gate._admission
-        try:
-            while True:
-                with scope:
-                    await trio.sleep_forever()
-                self._act_on(admission.pass_time(gate._clock()))
-                alarm = admission.next_alarm()
-                if alarm == math.inf:
-                    return
-                scope = self._scope = trio.CancelScope(deadline=alarm)
-                self.until = alarm
-        finally:
-            self._scope = None
-            self.until = math.inf
+    def _ring(self) -> float:
+        """Hear the alarms that are due. Returns when the next one is."""
+        admission = self._gate._admission
+        self._act_on(admission.pass_time(self._gate._clock()))
+        self.until = admission.next_alarm()
+        if self.until == math.inf:
+            self._timer = None
+        return self.until
 
     def _act_on(self, passed: Passed[Slot]) -> None:
         gate = self._gate
@@ -66,7 +55,7 @@ class Alarms:
         expected: dict[int, float | None] = {}
         for ticket in passed.expired:
             assert ticket.waiter is not None
-            reschedule(ticket.waiter, outcome.Error(gate._refusal(ticket, expected)))
+            gate._runtime.wake(ticket.waiter, outcome.Error(gate._refusal(ticket, expected)))
         gate._wake(passed.granted)
         for ticket in passed.expired:
             gate._refused(ticket)
@@ -74,6 +63,6 @@ class Alarms:
         for ticket in passed.starving:
             gate._tell(details.Starving, ticket)
             if ticket.waiter is not None:
-                gate._ancestors.look(ticket, ticket.waiter)
+                gate._ancestors.look(ticket, ticket.asker, current=False)
         for ticket in passed.overdue:
             gate._tell(details.Overdue, ticket)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trio.lowlevel import current_task
-
 from trio_mlxgate.call_sites import asking, call_site, site_of
 from trio_mlxgate.instrumentation import details
 
 if TYPE_CHECKING:
-    from trio.lowlevel import Task
-
     from trio_mlxgate.driver import Driver
+    from trio_mlxgate.runtime import SomeTask
     from trio_mlxgate.slots import Slot
 
 
@@ -23,10 +20,10 @@ class Ancestors:
         self._gate = gate
         self._reported: set[tuple[str, int]] = set()
 
-    def look(self, slot: Slot, task: Task) -> None:
+    def look(self, slot: Slot, task: SomeTask, *, current: bool = True) -> None:
         """The call of ``task`` waits: tell it, if tasks above it hold all the slots that it could have.
 
-        Held is what they own, and what their open responses do.
+        ``current`` says whether it is the current task. Held is what they own, and what their open responses do.
 
         It is no error: those above may let go first. If their blocks can't end before this task does, all hang.
 
@@ -38,9 +35,8 @@ class Ancestors:
         owner = None
         # Of a thread that asks, those above the task that waits for the thread count.
         in_thread = asking.get()
-        nursery = (task if in_thread is None else in_thread.host).parent_nursery
-        while nursery is not None:
-            above = nursery.parent_task
+        runtime = gate._runtime
+        for above in runtime.above(task if in_thread is None else in_thread.host):
             if above in gate._owners:
                 owner = owner or above
                 held.append(gate._owners[above])
@@ -48,10 +44,9 @@ class Ancestors:
                 open_responses = gate._tied_to(above)
                 owner = owner or (above if open_responses else None)
                 held += open_responses
-            nursery = above.parent_nursery
         if owner is None or not gate._admission.blocked_by(held, slot.priority):
             return
-        file, line = site = call_site() if task is current_task() else site_of(task)
+        file, line = site = call_site(runtime) if current else site_of(runtime, task)
         if site not in self._reported:
             self._reported.add(site)
-            gate._tell(details.WaitsForParent, slot, parent=owner.name, site=f"{file}:{line}")
+            gate._tell(details.WaitsForParent, slot, parent=runtime.name_of(owner), site=f"{file}:{line}")

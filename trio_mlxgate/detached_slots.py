@@ -5,17 +5,16 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from trio.lowlevel import current_task, enable_ki_protection
+from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate.slots import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from trio.lowlevel import Task
-
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.base_gate import BaseGate
     from trio_mlxgate.outer_deadline import OuterDeadline
+    from trio_mlxgate.runtime import Runtime, SomeTask
 
 
 class DetachedSlot(Slot):
@@ -25,7 +24,7 @@ class DetachedSlot(Slot):
 
     def __init__(
         self,
-        gate: Gate,
+        gate: BaseGate,
         priority: int,
         hold_timeout: float,
         max_wait: float,
@@ -36,25 +35,31 @@ class DetachedSlot(Slot):
         super().__init__(gate, priority, hold_timeout, max_wait, supersede, outer_deadline)
         self.detached = True
         self._tied = tied
-        self.holder: Task | None = None
+        self.holder: SomeTask | None = None
         """Of a tied slot: the task that will give it back."""
         self.mark: object | None = None
         """Of a slot that a worker thread runs in, which gives it back: what the thread is known by."""
 
-    def _hold_detached(self, task: Task) -> None:
+    def _hold_detached(self, task: SomeTask) -> None:
         self.task = None
         if self._tied:
             self.holder = task
             self.gate._tied.add(self)
+            self.gate._runtime.holds(task)
         if self.hold_deadline < inf:
             self.gate._alarms.watch()
 
     def _undo(self) -> None:
         self.release()
 
+    @property
+    def runtime(self) -> Runtime:
+        """The run that the slot belongs to."""
+        return self.gate._runtime
+
     def adopt(self) -> None:
         """The current task is the one that will give the slot back."""
-        self.holder = current_task()
+        self.holder = self.gate._runtime.current_task()
 
     @enable_ki_protection
     def release(self) -> None:

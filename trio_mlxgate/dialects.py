@@ -28,6 +28,9 @@ class Dialect:
     busy: type[Exception]
     """Another task is doing what only one may do at a time."""
 
+    run_finished: type[Exception]
+    """The run that was asked for something has ended."""
+
     too_slow: type[Exception]
     """The hold budget has ended."""
 
@@ -38,6 +41,7 @@ TRIO: Final = Dialect(
     closed=trio.ClosedResourceError,
     broken=trio.BrokenResourceError,
     busy=trio.BusyResourceError,
+    run_finished=trio.RunFinishedError,
     too_slow=trio.TooSlowError,
 )
 
@@ -47,5 +51,7 @@ ANYIO: Final = Dialect(
     closed=anyio.ClosedResourceError,
     broken=anyio.BrokenResourceError,
     busy=anyio.BusyResourceError,
+    # Older versions have no name of their own for it.
+    run_finished=getattr(anyio, "RunFinishedError", RuntimeError),
     too_slow=TimeoutError,
 )

@@ -1,44 +1,54 @@
-"""What a gate does in trio: it wakes tasks as ``core/admission.py`` decides, tells of it, and decides nothing itself.
+"""What a gate does in its run: it wakes tasks as ``core/admission.py`` decides, tells of it, and decides nothing.
 
-The public face is in ``gate.py``; slots, and what else belongs to a gate, use what is here.
+What it needs of the library that runs the tasks is in ``runtime.py``, the public face in ``base_gate.py``; slots, and
+what else belongs to a gate, use what is here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import outcome
-import trio
-from trio.lowlevel import current_trio_token, reschedule
 
 from trio_mlxgate.alarms import Alarms
 from trio_mlxgate.ancestors import Ancestors
-from trio_mlxgate.call_sites import marks_of_served_thread
 from trio_mlxgate.core.ticket import BROKEN, CLOSED, QUEUE_FULL, SUPERSEDED, TicketState
-from trio_mlxgate.ends import Idleness, watch_exits
+from trio_mlxgate.ends import Idleness
 from trio_mlxgate.instrumentation import details
 from trio_mlxgate.instrumentation.listeners import Listeners
 from trio_mlxgate.loan import Loan
 from trio_mlxgate.outer_deadline import OuterDeadlines
 from trio_mlxgate.progress import ProgressBoard
 from trio_mlxgate.refusals import refusal
+from trio_mlxgate.runtime import NO_RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from trio.lowlevel import Task, TrioToken
-
     from trio_mlxgate.core.admission import Admission
     from trio_mlxgate.detached_slots import DetachedSlot
+    from trio_mlxgate.dialects import Dialect
     from trio_mlxgate.instrumentation import CallDetails, Hook
     from trio_mlxgate.outer_deadline import OuterDeadline
+    from trio_mlxgate.runtime import Runtime, SomeTask
     from trio_mlxgate.slots import Slot
 
 
 class Driver:
     """The driver of one gate: its run, its sleeping tasks, its hooks. Everything here is for this package alone."""
+
+    # What the gate of each library says for itself.
+    _dialect: ClassVar[Dialect]
+    _current_run: Callable[[], object]
+    """The token of the current run; raises RuntimeError outside of one."""
+    _runtime_of: Callable[[Any], Runtime]
+    """What stands for the run of a token."""
+    _limiter_statistics: Callable[..., Any]
+    """Makes what the statistics of a limiter are."""
+    _outside: ClassVar[str]
+    """What is said of a use outside of any run."""
 
     def __init__(
         self,
@@ -62,13 +72,13 @@ class Driver:
         for hook in hooks:
             self._listeners.add(hook)
         self._listen()
-        self._token: TrioToken | None = None
-        self._clock: Callable[[], float] = _no_clock
-        self._start_empty()
+        self._start_empty(NO_RUNTIME)
 
-    def _start_empty(self) -> None:
+    def _start_empty(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._clock = runtime.clock
         # Which owned slot each task holds.
-        self._owners: dict[Task, Slot] = {}
+        self._owners: dict[SomeTask, Slot] = runtime.owners(self)
         # Detached slots and loans that only the task noted in them can give back, or a thread that it waits for.
         self._tied: set[DetachedSlot | Loan] = set()
         # Which slot each thread holds that asked for itself.
@@ -84,40 +94,47 @@ class Driver:
 
     def _bind(self) -> None:
         """Make sure that the gate belongs to the current run, starting empty if its last run is over."""
-        if not trio.lowlevel.in_trio_run():
-            raise RuntimeError(
-                f"gate {self.name!r} works inside trio.run(); outside of it, and under asyncio, it can't. In a thread "
-                "write 'with gate.from_thread():'"
-            )
-        token = current_trio_token()
-        if token is self._token:
+        try:
+            token = self._current_run()
+        except RuntimeError:
+            raise RuntimeError(f"gate {self.name!r} {self._outside}") from None
+        if token is self._runtime.token:
             return
         if not self._run_is_over():
-            raise RuntimeError(f"{self!r} is in use by another trio run; each run needs a gate of its own")
-        if self._token is not None:
+            raise RuntimeError(
+                f"{self!r} is in use by another run, which is alive: each needs a gate of its own, and to share one "
+                "there is gate.portal()"
+            )
+        if self._runtime is not NO_RUNTIME:
             # What the ended run left behind is gone with it; its slots still point to the old state.
             self._admission = self._admission.anew()
             self._board.detach()
             self._idleness.detach()
-            self._start_empty()
-        self._token = token
-        self._clock = trio.lowlevel.current_clock().current_time
-        watch_exits(self)
+        self._start_empty(self._runtime_of(token))
+        self._runtime.watch(self)
 
     def _check_run(self) -> None:
         """Raise RuntimeError if this is not called from the gate's run and that run is alive."""
-        inside = trio.lowlevel.in_trio_run() and current_trio_token() is self._token
-        if not inside and not self._run_is_over():
-            raise RuntimeError(f"{self!r} is used from outside its run; go through trio.from_thread")
+        if not self._is_at_home() and not self._runtime.is_over():
+            raise RuntimeError(f"{self!r} is used from outside its run; a thread goes through from_thread.run_sync()")
+
+    def _is_at_home(self) -> bool:
+        """Whether this is called in the run to which the gate is bound."""
+        try:
+            return self._current_run() is self._runtime.token
+        except RuntimeError:
+            return False
+
+    def _is_in_a_run(self) -> bool:
+        try:
+            self._current_run()
+        except RuntimeError:
+            return False
+        return True
 
     def _run_is_over(self) -> bool:
-        if self._token is None:
-            return True
-        try:
-            self._token.run_sync_soon(_nothing, idempotent=True)
-        except trio.RunFinishedError:
-            return True
-        return False
+        admission, runtime = self._admission, self._runtime
+        return runtime.is_over() or (not (admission.in_flight or admission.tasks_waiting) and runtime.is_idle())
 
     # ---- waking, and telling ----
 
@@ -125,7 +142,7 @@ class Driver:
         """Let the tasks run to which the core has granted slots. Hooks are told when all are on their way."""
         for ticket in granted:
             if ticket.waiter is not None:
-                reschedule(ticket.waiter)
+                self._runtime.wake(ticket.waiter)
 
     def _tell_granted(self, granted: list[Slot]) -> None:
         if granted and self._granted_wanted():
@@ -137,7 +154,7 @@ class Driver:
         # As _wake, without the call: this is the path of every handover.
         for other in granted:
             if other.waiter is not None:
-                reschedule(other.waiter)
+                self._runtime.wake(other.waiter)
         wanted = self._handover_wanted
         if wanted():
             self._tell(details.Released, ticket)
@@ -153,7 +170,7 @@ class Driver:
     def _oust(self, older: Slot) -> None:
         """A call was superseded, and is out of the queue: its task gets the error."""
         if older.waiter is not None:
-            reschedule(older.waiter, outcome.Error(self._refusal(older)))
+            self._runtime.wake(older.waiter, outcome.Error(self._refusal(older)))
 
     def _superseded(self, older: Slot, newer: Slot) -> None:
         self._tell(details.Superseded, older, by=newer.seq)
@@ -176,14 +193,14 @@ class Driver:
         full = admission.fullness(priority) if ticket.refusal == QUEUE_FULL else None
         return refusal(self.name, ticket, waited=waited, full=full, retry_after=expected[priority])
 
-    def _waits_for_itself(self, slot: Slot, task: Task) -> bool:
+    def _waits_for_itself(self, slot: Slot, task: SomeTask) -> bool:
         """Whether ``slot`` can't be had as long as ``task`` holds what is tied to it: it would wait for itself."""
         if not slot.max_wait or self._admission.ended is not None:
             return False  # it doesn't wait at all
         mine = self._tied_to(task) + self._held_by_served_thread()
         return bool(mine) and self._admission.blocked_by(mine, slot.priority)
 
-    def _tied_to(self, task: Task) -> list[Slot]:
+    def _tied_to(self, task: SomeTask) -> list[Slot]:
         """The slots that can't be given back while this task waits for something else."""
         mine: list[Slot] = []
         for tied in self._tied:
@@ -198,7 +215,7 @@ class Driver:
         """The slots of the worker thread for which the current task runs this: they go back when this has ended."""
         if not any(tied.mark is not None for tied in self._tied):
             return []
-        return self._held_under(marks_of_served_thread())
+        return self._held_under(self._runtime.marks_of_served_thread())
 
     def _held_under(self, marks: Collection[object]) -> list[Slot]:
         """The slots of threads that are known by these marks."""
@@ -227,7 +244,7 @@ class Driver:
         refused = self._admission.refuse_all(reason)
         for ticket in refused:
             if ticket.waiter is not None:
-                reschedule(ticket.waiter, outcome.Error(self._refusal(ticket)))
+                self._runtime.wake(ticket.waiter, outcome.Error(self._refusal(ticket)))
         return refused
 
     def _tell_of_end(self, reason: str, refused: list[Slot]) -> None:
@@ -235,7 +252,7 @@ class Driver:
         for ticket in refused:
             self._refused(ticket)
 
-    def _task_ended(self, task: Task) -> None:
+    def _task_ended(self, task: SomeTask) -> None:
         """This task has ended and owns a slot still."""
         slot = self._owners.pop(task)
         slot.task = None
@@ -243,10 +260,10 @@ class Driver:
             slot._scope.deadline = math.inf  # nobody is left whom it could interrupt
         if slot._loan is not None:
             # Whoever has the response may be reading it: the bound counts what runs.
-            slot._loan.orphaned_by = task.name
+            slot._loan.orphaned_by = self._runtime.name_of(task)
             self._tied.add(slot._loan)
         else:
-            self._take_back(slot, task.name)
+            self._take_back(slot, self._runtime.name_of(task))
 
     def _take_back(self, slot: Slot, task_name: str) -> None:
         """A slot has nobody any more who would give it back."""
@@ -306,12 +323,3 @@ class Driver:
 
 
 _GRANTED_ONCE: Final = (TicketState.GRANTED, TicketState.RELEASED, TicketState.ORPHANED)
-
-
-def _no_clock() -> float:
-    """The time of a gate that no run has used: nothing has happened yet."""
-    return 0.0
-
-
-def _nothing() -> None:
-    """Called in a run to see whether it is alive."""

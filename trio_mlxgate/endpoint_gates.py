@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
+from trio_mlxgate.base_gate import DEFAULT_HOOKS, BaseGate
 from trio_mlxgate.core.aliases import Aliases
 from trio_mlxgate.core.endpoints import Endpoint, Loopback, check_loopback, name_as_spelled, shown
 from trio_mlxgate.errors import UnknownEndpoint
-from trio_mlxgate.gate import DEFAULT_HOOKS, Gate
+from trio_mlxgate.gate import Gate
 from trio_mlxgate.options import RequestOptions
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ Unlisted: TypeAlias = Literal["gate", "refuse"]
 """What an endpoint gets that was not listed: a gate with the default settings, or :class:`UnknownEndpoint`."""
 
 _T = TypeVar("_T")
+GateT = TypeVar("GateT", bound=BaseGate)
 
 
 def _copy_of_mapping(value: Any) -> Any:
@@ -89,11 +91,11 @@ class EndpointSettings:
             raise TypeError(f"name must be a string, or None for host and port, not {name!r}")
         if name == "":
             raise ValueError("name must not be empty; None is for host and port")
-        self._make_gate()  # it knows best what it takes
+        self._make_gate(BaseGate)  # it knows best what it takes
 
-    def _make_gate(self) -> Gate:
+    def _make_gate(self, kind: type[GateT]) -> GateT:
         options = {option: getattr(self, option) for option in _GATE_OPTIONS}
-        return Gate(name=self.name or "", **options)
+        return kind(name=self.name or "", **options)
 
 
 _GATE_OPTIONS: Final = tuple(
@@ -102,14 +104,14 @@ _GATE_OPTIONS: Final = tuple(
 
 
 @attrs.frozen(eq=False)
-class _Entry:
-    gate: Gate
+class _Entry(Generic[GateT]):
+    gate: GateT
     settings: EndpointSettings
     listed_as: str | None
     """The URL under which it was listed; None: it wasn't."""
 
 
-class EndpointGates:
+class BaseEndpointGates(Generic[GateT]):
     """The gates of several servers: one for each endpoint, found by any URL that leads there.
 
     ::
@@ -120,7 +122,8 @@ class EndpointGates:
     An endpoint is one port of one host (see :class:`Endpoint` for what counts as one host); the scheme and the path
     play no part. No DNS is asked: two names of one host are two endpoints unless one is an alias of the other.
     A gate is never replaced: once an endpoint has one, that is its gate, over all runs. May be made anywhere, at
-    module level too. Not to be used from several threads at a time: it belongs where its gates do, to trio's thread.
+    module level too. Not to be used from several threads at a time: it belongs where its gates do, to the thread of
+    their run.
 
     Args:
       endpoints: settings by URL; a mapping of the fields of :class:`EndpointSettings` will do for one.
@@ -137,6 +140,8 @@ class EndpointGates:
         an alias is listed as well, or stands for two; or aliases go in a circle.
       UnknownEndpoint: with ``unlisted="refuse"``, an alias leads to an endpoint that isn't listed.
     """
+
+    _gate_class: type[GateT]
 
     def __init__(
         self,
@@ -155,18 +160,18 @@ class EndpointGates:
         self._default = _settings(default, "default")
         if self._default.name is not None:
             raise ValueError(f"default names the gate {self._default.name!r}, and all of its gates can't have one name")
-        self._entries: dict[Endpoint, _Entry] = {}
+        self._entries: dict[Endpoint, _Entry[GateT]] = {}
         self._aliases = Aliases()
         for url, settings in _by_url(endpoints, "endpoints"):
             self.add(url, settings)
         self._add_aliases(_by_url(aliases, "aliases"))
 
     def __repr__(self) -> str:
-        return f"<EndpointGates: {', '.join(map(str, self._entries)) or 'none yet'}>"
+        return f"<{type(self).__name__}: {', '.join(map(str, self._entries)) or 'none yet'}>"
 
     # ---- asking ----
 
-    def gate_for(self, url: str | Endpoint) -> Gate:
+    def gate_for(self, url: str | Endpoint) -> GateT:
         """The gate of the endpoint to which this URL leads; always the same one. ``gates[url]`` says the same.
 
         Raises:
@@ -178,7 +183,7 @@ class EndpointGates:
         if entry is None:
             settings = self._unlisted_settings(endpoint, url)
             # To make a gate asks its hooks what they want to hear; if one asks for this gate, the first made counts.
-            entry = self._entries.setdefault(endpoint, _Entry(settings._make_gate(), settings, None))
+            entry = self._entries.setdefault(endpoint, _Entry(settings._make_gate(self._gate_class), settings, None))
         return entry.gate
 
     __getitem__ = gate_for
@@ -219,7 +224,7 @@ class EndpointGates:
 
     # ---- adding ----
 
-    def add(self, url: str, settings: EndpointSettings | Mapping[str, Any] | None = None) -> Gate:
+    def add(self, url: str, settings: EndpointSettings | Mapping[str, Any] | None = None) -> GateT:
         """List one more endpoint, and return its gate. None: it has the default settings.
 
         Raises:
@@ -248,7 +253,7 @@ class EndpointGates:
         for other, entry in self._entries.items():
             if entry.settings.name == read.name:
                 raise ValueError(f"{told} and {other} would both have a gate named {read.name!r}: rename one")
-        return self._entries.setdefault(endpoint, _Entry(read._make_gate(), read, url)).gate
+        return self._entries.setdefault(endpoint, _Entry(read._make_gate(self._gate_class), read, url)).gate
 
     def add_alias(self, alias: str, url: str) -> None:
         """From now on ``alias`` is another URL for the endpoint of ``url``, which may be an alias in turn.
@@ -301,6 +306,11 @@ class EndpointGates:
             f"call add('{endpoint}', EndpointSettings(...)); if it is another name of one that is listed, "
             f"make it an alias: add_alias('{endpoint}', URL)"
         )
+
+
+class EndpointGates(BaseEndpointGates[Gate]):
+    __doc__ = BaseEndpointGates.__doc__
+    _gate_class = Gate
 
 
 def _by_url(given: Mapping[str, _T] | None, argument: str) -> list[tuple[str, _T]]:

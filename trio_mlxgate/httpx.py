@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import trio
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trio_mlxgate._fallback import Fallback
+    from trio_mlxgate.base_gate import BaseGate
     from trio_mlxgate.core.checks import WhenAbandoned
-    from trio_mlxgate.endpoint_gates import EndpointGates
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.endpoint_gates import BaseEndpointGates
 
 
 class QueueFull(errors.QueueFull, httpx.ConnectError):
@@ -29,8 +29,8 @@ class WaitTooLong(errors.WaitTooLong, httpx.PoolTimeout):
     """``max_wait`` ended in the queue: ours, and a ``PoolTimeout`` for those who only know httpx."""
 
 
-class HoldTimeout(trio.TooSlowError, httpx.ReadTimeout):
-    """``hold_timeout`` ended: trio's ``TooSlowError``, and a ``ReadTimeout`` for those who only know httpx."""
+class HoldTimeout(trio.TooSlowError, TimeoutError, httpx.ReadTimeout):
+    """``hold_timeout`` ended: as on trio, as on asyncio, and a ``ReadTimeout`` for those who only know httpx."""
 
 
 class _Stream(GatedStream, httpx.AsyncByteStream):
@@ -45,7 +45,7 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         client = httpx.AsyncClient(transport=GateTransport())
 
     Args:
-      gate: the gate, or the gates among which a request's URL chooses; None is the gate of the trio run in which a
+      gate: the gate, or the gates among which a request's URL chooses; None is the gate of the run in which a
         request is made.
       transport: what sends the requests; None is a new ``httpx.AsyncHTTPTransport()``. Certificates, limits and
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
@@ -77,7 +77,7 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
 
     def __init__(
         self,
-        gate: Gate | EndpointGates | None = None,
+        gate: BaseGate | BaseEndpointGates[Any] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trio_mlxgate._fallback import Fallback
+    from trio_mlxgate.base_gate import BaseGate
     from trio_mlxgate.core.checks import WhenAbandoned
-    from trio_mlxgate.endpoint_gates import EndpointGates
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.endpoint_gates import BaseEndpointGates
 
 
 class QueueFull(errors.QueueFull, httpx2.ConnectError):
@@ -35,8 +35,8 @@ class WaitTooLong(errors.WaitTooLong, httpx2.PoolTimeout):
     """``max_wait`` ended in the queue: ours, and a ``PoolTimeout`` for those who only know httpx2."""
 
 
-class HoldTimeout(trio.TooSlowError, httpx2.ReadTimeout):
-    """``hold_timeout`` ended: trio's ``TooSlowError``, and a ``ReadTimeout`` for those who only know httpx2."""
+class HoldTimeout(trio.TooSlowError, TimeoutError, httpx2.ReadTimeout):
+    """``hold_timeout`` ended: as on trio, as on asyncio, and a ``ReadTimeout`` for those who only know httpx2."""
 
 
 class _Stream(GatedStream, httpx2.AsyncByteStream):
@@ -51,7 +51,7 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
         client = httpx2.AsyncClient(transport=GateTransport())
 
     Args:
-      gate: the gate, or the gates among which a request's URL chooses; None is the gate of the trio run in which a
+      gate: the gate, or the gates among which a request's URL chooses; None is the gate of the run in which a
         request is made.
       transport: what sends the requests; None is a new ``httpx2.AsyncHTTPTransport()``. Certificates, limits and
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
@@ -83,7 +83,7 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
 
     def __init__(
         self,
-        gate: Gate | EndpointGates | None = None,
+        gate: BaseGate | BaseEndpointGates[Any] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,

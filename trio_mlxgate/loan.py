@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trio.lowlevel import current_task, enable_ki_protection
+from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
     import anyio
-    from trio.lowlevel import Task
 
+    from trio_mlxgate.runtime import Runtime, SomeTask
     from trio_mlxgate.slots import Slot
 
 
@@ -24,7 +24,7 @@ class Loan:
         """What it is lent to, for messages."""
         self.waited = 0.0
         """For how many seconds it was waited for: for the end of what was drained under the same slot."""
-        self.holder: Task | None = current_task()
+        self.holder: SomeTask | None = slot.gate._runtime.current_task()
         """The task that will release the loan."""
         self.drained: anyio.Event | None = None
         """Set when what it is lent to has ended; None while the task that lent the slot is still there for that."""
@@ -34,12 +34,17 @@ class Loan:
 
     @property
     def deadline(self) -> float:
-        """The time on trio's clock at which whoever works under the loan is to stop; inf for none."""
+        """The time on the run's clock at which whoever works under the loan is to stop; inf for none."""
         return min(self._deadline, self.slot.deadline)
+
+    @property
+    def runtime(self) -> Runtime:
+        """The run that the slot belongs to."""
+        return self.slot.gate._runtime
 
     def adopt(self) -> None:
         """The current task is the one that will release the loan."""
-        self.holder = current_task()
+        self.holder = self.slot.gate._runtime.current_task()
 
     @enable_ki_protection
     def release(self) -> None:

@@ -51,13 +51,14 @@ def current_mlx_gate() -> Gate:
     """
     if not trio.lowlevel.in_trio_run():
         raise RuntimeError(
-            "the gate of a run is asked for inside trio.run(); outside, and under asyncio, there is none. A worker "
-            "thread gets it from its run: gate = trio.from_thread.run_sync(current_mlx_gate)"
+            "the gate of a run is asked for inside trio.run(); outside there is none, and for asyncio there is "
+            "trio_mlxgate.anyio.current_mlx_gate(). A worker thread gets it from its run: "
+            "gate = trio.from_thread.run_sync(current_mlx_gate)"
         )
     try:
         return _run_gate.get()
     except LookupError:
-        gate = Gate(_initial_capacity(), name="mlx")
+        gate = Gate(initial_capacity(), name="mlx")
         _run_gate.set(gate)
         return gate
 
@@ -112,7 +113,8 @@ def gate_status() -> GateStatus:
     return {"inflight": statistics.in_flight, "waiters": statistics.tasks_waiting}
 
 
-def _initial_capacity() -> int:
+def initial_capacity() -> int:
+    """The capacity with which the gate of a new run begins."""
     configured = _configured_capacity.get()
     if configured is not None:
         return configured

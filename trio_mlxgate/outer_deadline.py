@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-import trio
+from trio_mlxgate.call_sites import call_site, site_of
 
-from trio_mlxgate.call_sites import call_site
+if TYPE_CHECKING:
+    from trio_mlxgate.runtime import Runtime
+    from trio_mlxgate.slots import Slot
 
 OuterDeadline: TypeAlias = Literal["warn", "raise", "allow"]
 """What a gate does about a finite deadline around the wait: an :class:`OuterDeadlineWarning`, an error, or nothing."""
@@ -19,6 +21,13 @@ LOOKS_AT_FIRST: Final = 100
 LOOKS_AT_EVERY: Final = 67
 """Later every such call is: to ask trio for the deadline costs a third of a call that need not wait. A prime, so that
 calls that come in a rhythm are all met with at some time."""
+
+
+_ADVICE: Final = (
+    ": waiting uses up the time that is meant for the work. Put the time limit inside: hold_timeout=SECONDS counts "
+    "from the grant of the slot, max_wait=SECONDS limits the queue alone (around a client: 'with use_options(...):'). "
+    "If one deadline for both is what you mean, say outer_deadline='allow'"
+)
 
 
 class OuterDeadlineWarning(RuntimeWarning):
@@ -57,7 +66,21 @@ class OuterDeadlines:
         self._close_looks = LOOKS_AT_FIRST
         self.due = math.inf if self._policy == "allow" else 0
 
-    def look(self, policy: OuterDeadline | None) -> None:
+    def wait_was_cancelled(self, slot: Slot, runtime: Runtime) -> None:
+        """The wait of a slot was cancelled at this moment: report it, if a deadline did so that :meth:`look` can't see.
+
+        For ``"raise"`` it is too late; it is a warning, too. To be called last, since warnings may be errors.
+        """
+        self.look_more_closely()
+        policy = slot.outer_deadline or self._policy
+        if policy == "allow" or not runtime.expired_timeout():
+            return
+        self._warn(
+            site_of(runtime, slot.asker),
+            f"a timeout of the caller has cancelled this call while it waited for its slot of gate {self._gate_name!r}",
+        )
+
+    def look(self, policy: OuterDeadline | None, runtime: Runtime) -> None:
         """Report a finite deadline around the current call, if there is one; None: as the gate's policy says.
 
         Raises:
@@ -71,21 +94,22 @@ class OuterDeadlines:
                     self.due = LOOKS_AT_EVERY
         if policy == "allow":
             return
-        deadline = trio.current_effective_deadline()
+        deadline = runtime.effective_deadline()
         # -inf: cancelled already, and there will be no wait.
         if math.isinf(deadline):
             return
-        file, line = call_site()
-        message = (
-            f"a deadline of the caller, which ends in {deadline - trio.current_time():.3g} s, runs while this call "
-            f"waits for its slot of gate {self._gate_name!r}: waiting uses up the time that is meant for the work. Put "
-            "the time limit inside: hold_timeout=SECONDS counts from the grant of the slot, max_wait=SECONDS limits "
-            "the queue alone (around a client: 'with use_options(...):'). If one deadline for both is what you mean, "
-            "say outer_deadline='allow'"
+        site = call_site(runtime)
+        what = (
+            f"a deadline of the caller, which ends in {deadline - runtime.clock():.3g} s, runs while this call waits "
+            f"for its slot of gate {self._gate_name!r}"
         )
         if policy == "raise":
-            raise RuntimeError(f"{file}:{line}: {message}")
-        if (file, line) not in self._reported:
-            warnings.warn_explicit(message, OuterDeadlineWarning, file, line)
+            file, line = site
+            raise RuntimeError(f"{file}:{line}: {what}{_ADVICE}")
+        self._warn(site, what)
+
+    def _warn(self, site: tuple[str, int], what: str) -> None:
+        if site not in self._reported:
+            warnings.warn_explicit(what + _ADVICE, OuterDeadlineWarning, *site)
             # Not before: who makes errors of warnings is told each time.
-            self._reported.add((file, line))
+            self._reported.add(site)

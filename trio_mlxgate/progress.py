@@ -5,26 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 import outcome
-import trio
-from trio.lowlevel import (
-    Abort,
-    cancel_shielded_checkpoint,
-    checkpoint_if_cancelled,
-    current_task,
-    enable_ki_protection,
-    reschedule,
-    wait_task_rescheduled,
-)
+from trio.lowlevel import Abort, enable_ki_protection
 
 from trio_mlxgate.core.ticket import TicketState
 from trio_mlxgate.onlookers import Onlooker
 
 if TYPE_CHECKING:
-    from trio.lowlevel import Task
-
     from trio_mlxgate.core.estimates import Outlook
     from trio_mlxgate.driver import Driver
     from trio_mlxgate.instrumentation import Details
+    from trio_mlxgate.runtime import Waiter
     from trio_mlxgate.slots import Slot
 
 _TO_COME: Final = (TicketState.NEW, TicketState.ASKING)
@@ -42,7 +32,7 @@ class Progress:
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._latest: Outlook | None = None
-        self._watcher: Task | None = None
+        self._watcher: Waiter | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -52,28 +42,30 @@ class Progress:
         """The next change. Always a checkpoint; cancelled, it has lost nothing.
 
         Raises:
-          trio.BusyResourceError: another task waits for the next change of this object.
+          BusyResourceError: another task waits for the next change of this object.
           RuntimeError: this is called from outside the gate's run.
         """
-        self._slot.gate._bind()
+        gate = self._slot.gate
+        gate._bind()
+        runtime = gate._runtime
         if self._watcher is not None:
-            raise trio.BusyResourceError("another task waits for the next change; ask the gate for one object each")
-        await checkpoint_if_cancelled()
-        board = self._slot.gate._board
+            raise gate._dialect.busy("another task waits for the next change; ask the gate for one object each")
+        await runtime.checkpoint_if_cancelled()
+        board = gate._board
         if self._slot.state is TicketState.WAITING or self._slot.state in _TO_COME:
-            self._watcher = current_task()
-            board.watch(self)
 
-            def abort(_: trio.lowlevel.RaiseCancelT) -> Abort:
+            def abort(_: object) -> Abort:
                 self._watcher = None
                 board.leave(self)
                 return Abort.SUCCEEDED
 
-            outlook: Outlook | None = await wait_task_rescheduled(abort)
+            self._watcher = runtime.waiter(runtime.current_task(), abort)
+            board.watch(self)
+            outlook: Outlook | None = await runtime.sleep(self._watcher, abort)
             if outlook is not None:
                 return outlook
         else:
-            await cancel_shielded_checkpoint()
+            await runtime.cancel_shielded_checkpoint()
         raise StopAsyncIteration
 
     def wake(self, outlook: Outlook | None) -> None:
@@ -81,7 +73,7 @@ class Progress:
         watcher, self._watcher = self._watcher, None
         self._latest = outlook
         assert watcher is not None
-        reschedule(watcher, outcome.Value(outlook))
+        self._slot.gate._runtime.wake(watcher, outcome.Value(outlook))
 
     def is_news(self, outlook: Outlook) -> bool:
         """Whether this differs from what was given last."""
@@ -121,14 +113,14 @@ class ProgressBoard(Onlooker):
         if self._will_look:
             return
         if self._watching:
-            trio.lowlevel.spawn_system_task(self._look, name=f"progress of gate {self._gate.name!r}")
+            self._gate._runtime.soon(self._look, name=f"progress of gate {self._gate.name!r}")
             self._will_look = True
         elif self._attached:
             # The last watcher left some time ago: now the gate goes on without us.
             self.detach()
 
-    async def _look(self) -> None:  # noqa: ASYNC910 - a system task, which is a coroutine by trio's wish alone
-        """Tell all who have something new to see. Never a checkpoint."""
+    def _look(self) -> None:
+        """Tell all who have something new to see."""
         self._will_look = False
         gate = self._gate
         admission = gate._admission

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import trio
-
 from trio_mlxgate.core.ticket import BROKEN, CLOSED, QUEUE_FULL, SUPERSEDED
 from trio_mlxgate.errors import QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.priority import MAX_PRIORITY
 
 if TYPE_CHECKING:
-    from trio_mlxgate.core.ticket import Ticket
+    from trio_mlxgate.slots import Slot
 
 
 def refusal(
-    gate: str, ticket: Ticket, *, waited: float, full: tuple[int, int, int] | None, retry_after: float | None
+    gate: str, ticket: Slot, *, waited: float, full: tuple[int, int, int] | None, retry_after: float | None
 ) -> Exception:
     """The error for a rejected call, which says what to do.
 
@@ -31,9 +29,9 @@ def refusal(
             f"a newer call to gate {gate!r} with supersede={ticket.supersede!r} came while this one waited"
         )
     if ticket.refusal == CLOSED:
-        return trio.ClosedResourceError(f"gate {gate!r} is closed, and lets nobody in any more")
+        return ticket.dialect.closed(f"gate {gate!r} is closed, and lets nobody in any more")
     if ticket.refusal == BROKEN:
-        return trio.BrokenResourceError(
+        return ticket.dialect.broken(
             f"gate {gate!r} is strict, and a task ended without giving its slot back: see its log for the task's name"
         )
     again = "" if retry_after is None else f"; try again in {retry_after:.3g} s"

@@ -6,17 +6,7 @@ import math
 from math import inf
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-import trio
-from trio.lowlevel import (
-    Abort,
-    cancel_shielded_checkpoint,
-    checkpoint,
-    checkpoint_if_cancelled,
-    current_task,
-    current_trio_token,
-    enable_ki_protection,
-    wait_task_rescheduled,
-)
+from trio.lowlevel import Abort, enable_ki_protection
 
 from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.core.ticket import WOULD_BLOCK, SupersedeKey, Ticket, TicketState
@@ -29,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from types import TracebackType
 
-    from trio.lowlevel import Task
-
+    from trio_mlxgate.base_gate import BaseGate
     from trio_mlxgate.core.admission import Admission
     from trio_mlxgate.core.estimates import Outlook
-    from trio_mlxgate.gate import Gate
+    from trio_mlxgate.dialects import Dialect
     from trio_mlxgate.outer_deadline import OuterDeadline
+    from trio_mlxgate.runtime import Scope, SomeTask, Waiter
 
 # Plain names for what the path of every call looks at.
 _NEW: Final = TicketState.NEW
@@ -66,15 +56,21 @@ def check_request(
 class Slot(Ticket):
     """A slot of a gate, from asking for it to giving it back. Made by the gate's methods; used once."""
 
-    __slots__ = ("_admission", "_loan", "_scope", "_tied", "gate", "outer_deadline", "task", "waiter")
+    __slots__ = (
+        *("_admission", "_loan", "_scope", "_tied", "asker", "dialect", "gate", "outer_deadline", "task", "waiter"),
+    )
 
     _admission: Admission[Slot]
-    waiter: Task | None
-    """The task to wake when the wait ends; None while there is none that sleeps."""
+    waiter: Waiter | None
+    """What is to be woken when the wait ends; None while nobody sleeps."""
+    asker: SomeTask | None
+    """The task that waits; None before and after."""
+    dialect: Dialect
+    """In whose words the call is refused."""
 
     def __init__(
         self,
-        gate: Gate,
+        gate: BaseGate,
         priority: int,
         hold_timeout: float,
         max_wait: float,
@@ -105,19 +101,20 @@ class Slot(Ticket):
         self.arrived_at = self.granted_at = 0.0
         self.hold_deadline = inf
         self.detached = False
-        self.task: Task | None = None
+        self.task: SomeTask | None = None
         """The task that owns the slot; None before it does and after, and of a slot that an object holds."""
-        self._scope: trio.CancelScope | None = None
+        self._scope: Scope | None = None
         self._loan: Loan | None = None
         self._tied = False
-        self.waiter = None
+        self.waiter = self.asker = None
+        self.dialect = gate._dialect
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of gate {self.gate.name!r}, priority {self.priority}, {self.state.value}>"
 
     @property
     def deadline(self) -> float:
-        """The time on trio's clock at which ``hold_timeout`` ends; inf without one.
+        """The time on the run's clock at which ``hold_timeout`` ends; inf without one.
 
         Settable while the slot is held. A slot of a task that was asked for without ``hold_timeout`` has no
         cancel scope that could be moved: setting its deadline raises RuntimeError.
@@ -130,7 +127,7 @@ class Slot(Ticket):
         given: object = deadline
         if isinstance(given, bool) or not isinstance(given, int | float) or math.isnan(given):
             raise ValueError(
-                f"a deadline must be a time on trio's clock, such as trio.current_time() + 30, not {deadline!r}"
+                f"a deadline must be a time on the clock of the run, such as current_time() + 30, not {deadline!r}"
             )
         if self.state is not _GRANTED:
             raise RuntimeError(f"{self!r} is not held, so it has no deadline")
@@ -213,20 +210,22 @@ class Slot(Ticket):
         # Everything below stands in one function, although it has parts, since this is the path that all calls take.
         gate = self.gate
         # What _bind does first, without the call: nearly always the gate is at home in this run.
+        runtime = gate._runtime
         try:
-            at_home = current_trio_token() is gate._token
+            at_home = gate._current_run() is runtime.token
         except RuntimeError:
             at_home = False
         if not at_home:
             gate._bind()
-        task = current_task()
+            runtime = gate._runtime
+        task = runtime.current_task()
         if self.state is not _NEW or task in gate._owners:
             self._refuse()
         deadlines = gate._outer_deadlines
         deadlines.due -= 1
         if deadlines.due <= 0 or self.outer_deadline is not None:
             try:
-                deadlines.look(self.outer_deadline)
+                deadlines.look(self.outer_deadline, runtime)
             except BaseException:
                 self._be_mistaken()
                 raise
@@ -235,15 +234,15 @@ class Slot(Ticket):
         try:
             # A look without a call, since it says only which checkpoint is due; who may go is the core's to say, below.
             if admission.in_flight < admission.capacity or not self.max_wait:
-                await checkpoint()
+                await runtime.checkpoint()
             else:
-                await checkpoint_if_cancelled()
+                await runtime.checkpoint_if_cancelled()
             if gate._tied:
                 # A task that was just started to read one of the responses hasn't come to say so. trio runs the tasks
                 # of one pass in random order, so that two passes are needed to be sure of it.
                 for _ in range(2):
                     if not admission.admits(self.priority) and gate._waits_for_itself(self, task):
-                        await checkpoint()
+                        await runtime.checkpoint()
         except BaseException:
             admission.turn_away(self)
             gate._tell(Cancelled, self)
@@ -296,13 +295,20 @@ class Slot(Ticket):
                     gate._wake(admission.release(self, gate._clock()))
                 raise
             if self.state is _WAITING:
-                self.waiter = task
-                # The giver records the grant, so once this returns there is nothing left that could fail.
-                await wait_task_rescheduled(self._abort)
-                self.waiter = None
+                abort = self._abort
+                self.asker = task
+                self.waiter = waiter = runtime.waiter(task, abort)
+                try:
+                    # The giver records the grant, so once this returns there is nothing left that could fail.
+                    await runtime.sleep(waiter, abort)
+                except BaseException:  # asyncio throws coroutines away
+                    if self.state is _GRANTED:  # type: ignore[comparison-overlap] # as below
+                        gate._released(self, admission.release(self, clock()))  # type: ignore[unreachable]
+                    raise
+                self.waiter = self.asker = None
             elif self.state is _GRANTED:  # type: ignore[unreachable] # mypy takes the state for settled
                 # A hook that was told of the wait has raised the capacity: the slot is here before the task slept.
-                await cancel_shielded_checkpoint()
+                await runtime.cancel_shielded_checkpoint()
             else:
                 # A hook that was told of the wait has asked with the same key, or has closed the gate.
                 await self._be_refused()
@@ -313,7 +319,7 @@ class Slot(Ticket):
             self.task = task
             gate._owners[task] = self
             if self.hold_deadline < inf:
-                self._scope = trio.CancelScope(deadline=self.hold_deadline)
+                self._scope = runtime.scope(deadline=self.hold_deadline)
                 self._scope.__enter__()
         return self
 
@@ -321,7 +327,7 @@ class Slot(Ticket):
         """Take the slot if it can be had at once. Never a checkpoint."""
         gate = self.gate
         gate._bind()
-        task = current_task()
+        task = gate._runtime.current_task()
         if self.state is not _NEW or task in gate._owners:
             self._refuse()
         self._admission = gate._admission
@@ -331,7 +337,7 @@ class Slot(Ticket):
         if not entered:
             gate._refused(self)
             if self.refusal == WOULD_BLOCK:
-                raise trio.WouldBlock
+                raise self.dialect.would_block
             raise gate._refusal(self)
         self._hold(task)
         try:
@@ -343,7 +349,7 @@ class Slot(Ticket):
             raise
         return self
 
-    def _hold(self, task: Task) -> None:
+    def _hold(self, task: SomeTask) -> None:
         """The slot was granted, and ``task`` owns it, or an object that the task has."""
         if self.detached:
             self._hold_detached(task)
@@ -351,14 +357,14 @@ class Slot(Ticket):
         self.task = task
         self.gate._owners[task] = self
         if self.hold_deadline < inf:
-            self._scope = trio.CancelScope(deadline=self.hold_deadline)
+            self._scope = self.gate._runtime.scope(deadline=self.hold_deadline)
             self._scope.__enter__()
 
-    def _abort(self, _: trio.lowlevel.RaiseCancelT) -> Abort:
+    def _abort(self, _: object) -> Abort:
         """The wait is cancelled: leave the queue, and settle, in this step."""
         gate = self.gate
-        gate._outer_deadlines.look_more_closely()
         gate._cancelled(self, self._admission.cancel(self, gate._clock()))
+        gate._outer_deadlines.wait_was_cancelled(self, gate._runtime)
         return Abort.SUCCEEDED
 
     def _be_mistaken(self) -> None:
@@ -373,10 +379,10 @@ class Slot(Ticket):
         error = gate._refusal(self)
         if self.place is None:  # else it was told by whoever sent it away from the queue
             gate._refused(self)
-        await cancel_shielded_checkpoint()
+        await gate._runtime.cancel_shielded_checkpoint()
         raise error
 
-    def _hold_detached(self, task: Task) -> None:
+    def _hold_detached(self, task: SomeTask) -> None:
         raise NotImplementedError
 
     def _undo(self) -> None:
@@ -398,7 +404,9 @@ class Slot(Ticket):
             self._give_back()
         if scope.cancelled_caught:
             name, limit = self.gate.name, self.hold_timeout
-            raise trio.TooSlowError(f"slot of gate {name!r} was held for longer than its hold_timeout of {limit:g} s")
+            raise self.dialect.too_slow(
+                f"slot of gate {name!r} was held for longer than its hold_timeout of {limit:g} s"
+            )
         return suppress
 
     def _give_back(self) -> None:
@@ -441,7 +449,7 @@ class AsyncSlot(Slot):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        """Give the slot back. Never a checkpoint. Raises trio.TooSlowError if ``hold_timeout`` ended the body."""
+        """Give the slot back. Never a checkpoint. TooSlowError (TimeoutError): ``hold_timeout`` ended the body."""
         if self._scope is not None or self._loan is not None or self.task is None:
             return self._leave(exc_type, exc, tb)
         # As _give_back, without the call: this is the path that nearly all calls take.
@@ -476,7 +484,7 @@ class SyncSlot(Slot):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        """Give the slot back. Raises trio.TooSlowError if ``hold_timeout`` ended the body."""
+        """Give the slot back. TooSlowError (TimeoutError): ``hold_timeout`` ended the body."""
         if self._scope is not None:
             return self._leave(exc_type, exc, tb)
         self._give_back()

@@ -1,33 +1,31 @@
-"""The gate for worker threads: as the limiter of ``trio.to_thread.run_sync``, and asked from inside a thread."""
+"""The gate for worker threads: as the limiter of ``to_thread.run_sync``, and asked from inside a thread."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
-import trio
-from trio.lowlevel import current_task, enable_ki_protection
+from trio.lowlevel import enable_ki_protection
 
-from trio_mlxgate.call_sites import Asking, asking, borrower_of_thread, held_in_thread, marks_of_served_thread
+from trio_mlxgate.call_sites import Asking, asking, held_in_thread
 from trio_mlxgate.slots import check_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from types import TracebackType
 
-    from trio.lowlevel import Task, TrioToken
-
+    from trio_mlxgate.base_gate import BaseGate
+    from trio_mlxgate.bridges import Bridge
     from trio_mlxgate.detached_slots import DetachedSlot
-    from trio_mlxgate.gate import Gate
     from trio_mlxgate.outer_deadline import OuterDeadline
+    from trio_mlxgate.runtime import Runtime, Scope, SomeTask
 
 
 class GateLimiter:
-    """What :meth:`Gate.limiter` returns: the gate with the face of a :class:`trio.CapacityLimiter`.
+    """What :meth:`Gate.limiter` returns: the gate with the face of trio's and anyio's ``CapacityLimiter``.
 
     Each acquire takes a slot of its own, in the name of its borrower. A borrower may have several, and may wait for
     several at once; each release gives back the oldest of them.
@@ -35,7 +33,7 @@ class GateLimiter:
 
     def __init__(
         self,
-        gate: Gate,
+        gate: BaseGate,
         priority: int,
         max_wait: float,
         supersede: Hashable | None,
@@ -72,11 +70,11 @@ class GateLimiter:
         now = self._gate.statistics()
         return max(0, now.capacity - now.in_flight)
 
-    def statistics(self) -> trio.CapacityLimiterStatistics:
-        """A snapshot of the gate, in trio's words; the borrowers are those of this limiter."""
+    def statistics(self) -> Any:
+        """A snapshot of the gate, as the library's ``CapacityLimiterStatistics``; the borrowers are this limiter's."""
         now = self._gate.statistics()
         self._forget_the_ended_run()
-        return trio.CapacityLimiterStatistics(
+        return self._gate._limiter_statistics(
             borrowed_tokens=now.in_flight,
             total_tokens=now.capacity,
             borrowers=list(self._borrowed),
@@ -86,20 +84,20 @@ class GateLimiter:
     @enable_ki_protection
     async def acquire(self) -> None:
         """:meth:`acquire_on_behalf_of` the current task. Always a checkpoint."""
-        await self.acquire_on_behalf_of(current_task())
+        await self.acquire_on_behalf_of(self._current_task())
 
     @enable_ki_protection
     def acquire_nowait(self) -> None:
         """:meth:`acquire_on_behalf_of_nowait` the current task."""
-        self.acquire_on_behalf_of_nowait(current_task())
+        self.acquire_on_behalf_of_nowait(self._current_task())
 
     @enable_ki_protection
-    async def acquire_on_behalf_of(self, borrower: Task | object) -> None:
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
         """Wait for a slot in the name of ``borrower``. Always a checkpoint; if it is cancelled nothing is held.
 
         Raises:
           RuntimeError: the current task owns a slot of the gate, for which this would wait.
-          WaitTooLong, QueueFull, Superseded, trio.ClosedResourceError, trio.BrokenResourceError: as :meth:`Gate.slot`.
+          WaitTooLong, QueueFull, Superseded, ClosedResourceError, BrokenResourceError: as :meth:`Gate.slot`.
         """
         hash(borrower)  # before there is a slot to be lost
         slot = await self._gate.acquire_detached(
@@ -112,12 +110,12 @@ class GateLimiter:
         self._note(borrower, slot)
 
     @enable_ki_protection
-    def acquire_on_behalf_of_nowait(self, borrower: Task | object) -> None:
+    def acquire_on_behalf_of_nowait(self, borrower: object) -> None:
         """Take a slot in the name of ``borrower`` if one is free for this priority.
 
         Raises:
-          trio.WouldBlock: none is.
-          RuntimeError, trio.ClosedResourceError, trio.BrokenResourceError: as :meth:`Gate.slot_nowait`.
+          WouldBlock: none is.
+          RuntimeError, ClosedResourceError, BrokenResourceError: as :meth:`Gate.slot_nowait`.
         """
         hash(borrower)
         slot = self._gate.acquire_detached_nowait(self._priority, supersede=self._supersede, tied=True)
@@ -126,10 +124,10 @@ class GateLimiter:
     @enable_ki_protection
     def release(self) -> None:
         """:meth:`release_on_behalf_of` the current task."""
-        self.release_on_behalf_of(current_task())
+        self.release_on_behalf_of(self._current_task())
 
     @enable_ki_protection
-    def release_on_behalf_of(self, borrower: Task | object) -> None:
+    def release_on_behalf_of(self, borrower: object) -> None:
         """Give back the oldest slot that was taken in the name of ``borrower``. Never a checkpoint.
 
         Raises:
@@ -156,15 +154,19 @@ class GateLimiter:
             """:meth:`release`. Never a checkpoint."""
             self.release()
 
-    def _note(self, borrower: Task | object, slot: DetachedSlot) -> None:
+    def _note(self, borrower: object, slot: DetachedSlot) -> None:
         self._forget_the_ended_run()
         try:
             self._borrowed.setdefault(borrower, []).append(slot)
         except BaseException:  # the borrower's own trouble: it can't be compared
             slot.release()
             raise
-        if borrower is not current_task():
+        if borrower is not self._current_task():
             slot.mark = borrower
+
+    def _current_task(self) -> SomeTask:
+        self._gate._bind()
+        return self._gate._runtime.current_task()
 
     def _forget_the_ended_run(self) -> None:
         borrowed = self._borrowed
@@ -177,17 +179,15 @@ class ThreadSlot:
 
     def __init__(
         self,
-        gate: Gate,
+        gate: BaseGate,
         priority: int,
         max_wait: float,
         supersede: Hashable | None,
         outer_deadline: OuterDeadline | None,
-        trio_token: TrioToken | None,
+        bridge: Callable[[], Bridge],
     ) -> None:
         self._inside = False  # __del__ looks at it, also when what follows raises
         check_request(priority, math.inf, max_wait, supersede, outer_deadline)
-        if trio_token is not None and not isinstance(trio_token, trio.lowlevel.TrioToken):
-            raise TypeError(f"trio_token must be trio.lowlevel.current_trio_token() of a run, not {trio_token!r}")
         self.gate = gate
         """The gate that the slot belongs to."""
         self.priority = priority
@@ -195,10 +195,12 @@ class ThreadSlot:
         self._max_wait = max_wait
         self._supersede = supersede
         self._outer_deadline: OuterDeadline | None = outer_deadline
-        self._token = trio_token
+        self._bridge = bridge
         self._entered = False
-        # From here on for the trio thread alone.
-        self._scope = trio.CancelScope()
+        # Set by the run when it is asked.
+        self._runtime: Runtime | None = None
+        # From here on for the thread of the run alone.
+        self._scope: Scope | None = None
         self._slot: DetachedSlot | None = None
         self._waited = 0.0
         self._thread = 0
@@ -219,29 +221,28 @@ class ThreadSlot:
         """Wait for the slot; blocks the thread.
 
         Raises:
-          trio.Cancelled: the task that started this thread was cancelled before the grant.
-          trio.RunFinishedError: the trio run has ended, or does so while this thread waits.
+          trio.Cancelled, concurrent.futures.CancelledError: the task that started this thread was cancelled before the
+            grant, of trio or of asyncio.
+          RunFinishedError: the run has ended, or does so while this thread waits.
           RuntimeError: this thread, or the task that started it, holds a slot already, for which it would wait; or
-            the thread is no worker of a trio run, and the gate is not in use by one; or this is trio's own thread.
-          WaitTooLong, QueueFull, Superseded, trio.ClosedResourceError, trio.BrokenResourceError: as :meth:`Gate.slot`.
+            the thread is no worker of a run, and the gate is not in use by one; or this is the run's own thread.
+          WaitTooLong, QueueFull, Superseded, ClosedResourceError, BrokenResourceError: as :meth:`Gate.slot`.
         """
         if self._entered:
             raise RuntimeError(f"{self!r} can be used only once; ask the gate for another")
-        token = self._foreign_token()
+        bridge = self._bridge()
         self._entered = True
-        self._token = token
+        caller = sys._getframe(1)
+        site = (caller.f_code.co_filename, caller.f_lineno)
         try:
-            caller = sys._getframe(1)
-            site = (caller.f_code.co_filename, caller.f_lineno)
-            trio.from_thread.run(self._acquire, threading.get_ident(), _host_task(), site, trio_token=token)
-        except trio.Cancelled:
-            if token is None:
-                raise
-            # What was cancelled is a task of ours, which asked in the name of this thread; the thread is in no task.
-            over = f"the trio run ended while a thread waited for {self!r}"
-            raise trio.RunFinishedError(over) from None  # noqa: ASYNC104
-        except BaseException:
+            bridge.run(self._acquire, threading.get_ident(), bridge.host(), site)
+        except BaseException as error:
+            if bridge.foreign and isinstance(error, bridge.cancelled):
+                # What was cancelled is a task of ours, which asked in the name of this thread.
+                over = f"the run ended while a thread waited for {self!r}"
+                raise self.gate._dialect.run_finished(over) from None  # noqa: ASYNC104
             # A foreign thread may be interrupted while it waits for the answer: Control-C in the main thread.
+            self._unwanted = True
             self._send_back()
             raise
         held_in_thread.set((*held_in_thread.get(), self._mark))
@@ -251,7 +252,7 @@ class ThreadSlot:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Give the slot back; if the trio run has ended there is nothing to give back. Doesn't block."""
+        """Give the slot back; if the run has ended there is nothing to give back. Doesn't block."""
         self._inside = False
         held_in_thread.set(tuple(mark for mark in held_in_thread.get() if mark is not self._mark))
         self._send_back()
@@ -273,41 +274,24 @@ class ThreadSlot:
         async def __aexit__(self, *_):
             """Never called. Never a checkpoint."""
 
-    def _foreign_token(self) -> TrioToken | None:
-        """The run that is to be asked, by a thread that it did not start; None: the run that started the thread."""
-        if trio.lowlevel.in_trio_run():
-            raise RuntimeError("from_thread() is for worker threads; in a task use 'async with gate.slot():'")
-        if self._token is not None:
-            return self._token
-        try:
-            trio.from_thread.check_cancelled()
-        except RuntimeError:
-            token = self.gate._token
-            if token is None:
-                raise RuntimeError(
-                    f"this thread was not started by trio, and no trio run uses gate {self.gate.name!r} yet: "
-                    "say which run is to be asked, with trio_token=trio.lowlevel.current_trio_token()"
-                ) from None
-            return token
-        return None
-
     def _send_back(self) -> None:
-        # Not trio.from_thread.run_sync, which waits for an answer and may be interrupted, too. What this thread asks
-        # of the run later comes later.
-        if self._token is not None:
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._give_back)
+        # Not from_thread.run_sync, which waits for an answer and may be interrupted, too. What this thread asks of the
+        # run later comes later.
+        if self._runtime is not None:
+            self._runtime.soon_from_anywhere(self._give_back)
 
     # trio runs what a thread asks for unprotected.
     @enable_ki_protection
-    async def _acquire(self, thread: int, host: Task | None, site: tuple[str, int]) -> None:
-        """In the trio thread: wait for the slot. Always a checkpoint, unless it raises RuntimeError."""
+    async def _acquire(self, thread: int, host: SomeTask | None, site: tuple[str, int]) -> None:
+        """In the thread of the run: wait for the slot. Always a checkpoint, unless it raises RuntimeError."""
         gate = self.gate
-        self._token = trio.lowlevel.current_trio_token()
         gate._bind()
+        self._runtime = runtime = gate._runtime
         self._check(thread, host)
-        asking.set(Asking(site, host or current_task()))
-        with self._scope:
+        asking.set(Asking(site, host or runtime.current_task()))
+        with runtime.scope() as self._scope:
+            if self._unwanted:
+                self._scope.cancel()
             slot = await gate.acquire_detached(
                 self.priority,
                 max_wait=self._max_wait,
@@ -324,7 +308,7 @@ class ThreadSlot:
             self._thread = thread
             gate._threads[thread] = slot
 
-    def _check(self, thread: int, host: Task | None) -> None:
+    def _check(self, thread: int, host: SomeTask | None) -> None:
         gate = self.gate
         name = gate.name
         if thread in gate._threads:
@@ -339,28 +323,20 @@ class ThreadSlot:
                 "wait for another would be to wait for itself. The thread may work without asking"
             )
         # Of a task that runs for its thread the frames tell, of one that sleeps until the thread ends its coroutine.
-        if gate._held_under([borrower_of_thread(host), *marks_of_served_thread()]):
+        runtime = gate._runtime
+        if gate._held_under([runtime.borrower_of_thread(host), *runtime.marks_of_served_thread()]):
             raise RuntimeError(
                 f"this thread was started under limiter= of gate {name!r}, so that it runs in a slot already; to wait "
                 "for another would be to wait for itself. The thread may work without asking"
             )
 
     def _give_back(self) -> None:
-        """In the trio thread: the slot is wanted no more, whether it is held or still waited for."""
+        """In the thread of the run: the slot is wanted no more, whether it is held or still waited for."""
         self._unwanted = True
         slot, self._slot = self._slot, None
         if slot is None:
-            self._scope.cancel()
+            if self._scope is not None:
+                self._scope.cancel()
         elif slot._admission is self.gate._admission:  # else the gate serves another run by now
             self.gate._threads.pop(self._thread, None)
             slot.release()
-
-
-def _host_task() -> Task | None:
-    """The task that has started this worker thread and waits for it; None if it doesn't any more, or trio doesn't say.
-
-    trio has no public name for it. Where it isn't known, a thread that may be abandoned can come to wait for itself.
-    """
-    data = getattr(getattr(trio, "_threads", None), "PARENT_TASK_DATA", None)
-    register = getattr(data, "task_register", None)
-    return register[0] if register else None

@@ -203,12 +203,12 @@ def test_a_second_run_while_the_first_is_alive() -> None:
             gate.slot().__aenter__,
             gate.acquire_detached,
         ):
-            with pytest.raises(RuntimeError, match="another trio run") as caught:
+            with pytest.raises(RuntimeError, match="in use by another run") as caught:
                 await use()
             errors.append(caught.value)
-        with pytest.raises(RuntimeError, match="another trio run"):
+        with pytest.raises(RuntimeError, match="in use by another run"):
             gate.slot_nowait().__enter__()
-        with pytest.raises(RuntimeError, match="another trio run"):
+        with pytest.raises(RuntimeError, match="in use by another run"):
             gate.capacity = 7
 
     async def main() -> None:
@@ -251,7 +251,7 @@ async def test_a_starving_waiter_is_reported_while_it_waits(
             # Each once, and no more.
             assert [getattr(record, "seq", None) for record in caplog.records] == [2, 3]
             assert seen == [300, 320]
-            assert gate._alarms._scope is None  # nobody is left to be reported, so the watcher has ended
+            assert gate._alarms._timer is None  # nobody is left to be reported, so the watcher has ended
             end.set()
     finally:
         logger.removeHandler(handler)
@@ -269,7 +269,7 @@ async def test_who_waited_less_is_not_reported_and_the_watcher_ends(
         end.set()
     await trio.sleep(1)
     assert not caplog.records
-    assert gate._alarms._scope is None
+    assert gate._alarms._timer is None
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
@@ -281,7 +281,7 @@ async def test_starvation_warning_can_be_turned_off(
         await nursery.start(holder, gate, end)
         nursery.start_soon(job, gate, log, "digest", BACKGROUND, 0)
         await trio.sleep(10**6)
-        assert gate._alarms._scope is None
+        assert gate._alarms._timer is None
         end.set()
     assert not caplog.records
 

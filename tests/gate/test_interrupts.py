@@ -119,7 +119,7 @@ def test_no_line_of_the_library_loses_anything_to_a_keyboard_interrupt(
     modules = {
         sys.modules[f"trio_mlxgate.{name}"].__file__
         for name in (
-            *("gate", "driver", "slots", "detached_slots", "alarms", "ends", "threads"),
+            *("gate", "base_gate", "driver", "trio_runtime", "slots", "detached_slots", "alarms", "ends", "threads"),
             *("core.admission", "core.ordering"),
         )
     }
@@ -138,7 +138,7 @@ def test_no_line_of_the_library_loses_anything_to_a_keyboard_interrupt(
             statistics = gate.statistics()
             if statistics.in_flight or statistics.tasks_waiting or gate._owners:
                 losses.add(f"{where}: {statistics}")
-            elif gate._token is trio.lowlevel.current_trio_token() and gate._clock() != trio.current_time():
+            elif gate._runtime.token is trio.lowlevel.current_trio_token() and gate._clock() != trio.current_time():
                 losses.add(f"{where}: the gate lives by another clock")
             else:
                 try:

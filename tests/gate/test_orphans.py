@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.gate.helpers import BACKGROUND, FOREGROUND, Log, Recorder, holder, in_a_task_of_its_own, job, run
 from trio_mlxgate import Gate
-from trio_mlxgate.ends import _exits
+from trio_mlxgate.trio_runtime import _exits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
