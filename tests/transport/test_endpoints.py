@@ -162,7 +162,7 @@ async def test_the_endpoints_defaults_lie_under_all_that_a_request_says(
     context: dict[str, Any],
     expected: object,
 ) -> None:
-    monkeypatch.setattr("trio_mlxgate.endpoint_gates.Gate", Spy)
+    monkeypatch.setattr(EndpointGates, "_gate_class", Spy)
     monkeypatch.setattr(Spy, "asked", [], raising=False)
     request = RequestOptions(priority=7, max_wait=5.0, hold_timeout=9.0, supersede="key", outer_deadline="allow")
     gates = EndpointGates({ONE: EndpointSettings(request=request)}, default={"request": {"priority": 42}})
