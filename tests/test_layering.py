@@ -73,7 +73,13 @@ DECIDING_MUST_NOT_KNOW: Final = {
 REQUIRED: Final = {"trio", "attrs", "outcome", "anyio", "httpx", "h11", "idna"}
 """The dependencies that are always there."""
 
-OPTIONAL: Final = {"rich": "cli", "httpx2": "httpx2", "prometheus_client": "prometheus", "opentelemetry": "otel"}
+OPTIONAL: Final = {
+    "rich": "cli",
+    "httpx2": "httpx2",
+    "prometheus_client": "prometheus",
+    "opentelemetry": "otel",
+    "uvloop": "uvloop",
+}
 """What may be missing, and the extra that brings it."""
 
 # By file: the same folder may hold modules of other worlds (commands/ has one file a command).

@@ -7,7 +7,9 @@ import math
 import random
 from typing import TYPE_CHECKING, Final
 
+from trio_mlxgate.testing.backends import check_backend
 from trio_mlxgate.testing.checking import only
+from trio_mlxgate.testing.checks_of_cancelling import NATIVE_CHECKS
 from trio_mlxgate.testing.checks_of_ends import END_CHECKS
 from trio_mlxgate.testing.checks_of_options import OPTION_CHECKS as _OPTION_CHECKS
 from trio_mlxgate.testing.checks_of_order import (
@@ -44,12 +46,16 @@ from trio_mlxgate.testing.events import (
     Sleep,
     Tick,
 )
+from trio_mlxgate.testing.harness import harness
 from trio_mlxgate.testing.play import play
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from trio_mlxgate.dialects import Dialect
+    from trio_mlxgate.testing.backends import Backend
     from trio_mlxgate.testing.checking import Check, GateFactory
+    from trio_mlxgate.testing.harness import Harness
 
 CHECKS: Final[tuple[Check, ...]] = (
     entering_is_a_checkpoint_and_leaving_is_none,
@@ -69,7 +75,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     one_run_at_a_time,
     who_cancels_leaves_nothing_behind,
 )
-"""The single checks of :func:`check_gate`; each takes the factory alone, and its docstring names its law."""
+"""The single checks of :func:`check_gate`; each takes the factory and the harness, and its docstring names its law."""
 
 OPTION_CHECKS: Final = _OPTION_CHECKS | END_CHECKS
 """The single checks of each option."""
@@ -80,8 +86,16 @@ OPTIONS: Final = frozenset(OPTION_CHECKS)
 for what waiting calls are told, ``ends`` for ``aclose()``, ``drain()`` and ``wait_idle()``, and ``limiter``."""
 
 
-def check_gate(factory: GateFactory, *, options: Collection[str] = (), rounds: int = 300, seed: int = 0) -> None:
-    """Put an implementation of the gate through the laws. Not to be called inside a trio run; it starts its own.
+def check_gate(
+    factory: GateFactory,
+    *,
+    options: Collection[str] = (),
+    rounds: int = 300,
+    seed: int = 0,
+    backend: Backend = "trio",
+    dialect: Dialect | None = None,
+) -> None:
+    """Put an implementation of the gate through the laws. Not to be called inside a run; it starts its own.
 
     First come the checks of :data:`CHECKS`, one law each; then ``rounds`` random sequences of events, in which
     calls arrive, end, fail and are cancelled and the capacity changes, at every point of the scheduler's work. The
@@ -92,30 +106,38 @@ def check_gate(factory: GateFactory, *, options: Collection[str] = (), rounds: i
       options: the names of the options that the implementation has, of :data:`OPTIONS`. Those that belong to a gate are
         given to ``factory``, those that belong to a call to ``slot()``, as keyword arguments.
       rounds: how many random sequences are played.
-      seed: where the sequences start from. (trio shuffles its tasks by itself, so that even one seed is never
+      seed: where the sequences start from. (trio shuffles its tasks by itself, so that there even one seed is never
         quite the same run twice.)
+      backend: what it all runs on, of :data:`BACKENDS`. Under asyncio there are more checks, of ``Task.cancel()`` and
+        the limits of time that asyncio has itself, and the sequences cancel by ``Task.cancel()`` too.
+      dialect: the exceptions that the gate has to raise; None: trio's own on trio, else those of anyio and Python
+        (``TimeoutError``).
 
     Raises:
-      ValueError: there is no such option.
+      ValueError, RuntimeError, ImportError: there is no such option or backend, here and now.
       LawBroken: the message names the law and, if a random sequence broke it, that sequence, shortened.
     """
     unknown = sorted(set(options) - OPTIONS)
     if unknown:
         raise ValueError(f"there is no option {unknown[0]!r}; there are {', '.join(sorted(OPTIONS))}")
-    for check in (*CHECKS, *(check for option in sorted(options) for check in OPTION_CHECKS[option])):
-        _put_through(check, factory)
+    check_backend(backend)
+    on = harness(backend, dialect)
+    native = NATIVE_CHECKS if on.is_asyncio else ()
+    for check in (*CHECKS, *(check for option in sorted(options) for check in OPTION_CHECKS[option]), *native):
+        _put_through(check, factory, on)
     source = random.Random(seed)
     for number in range(rounds):
         capacity = source.randrange(4)
         chosen = random_options(source, options)
         known = {name: name in options for name in ("supersede", "ends", "strict")}
         events = random_events(source, **known)
-        error = _failure(factory, capacity, events, chosen)
+        error = _failure(factory, capacity, events, chosen, on)
         if error is not None:
-            events, error = _shrink(factory, capacity, events, chosen, error)
+            events, error = _shrink(factory, capacity, events, chosen, on, error)
             listing = "".join(f"    {event!r},\n" for event in events)
             raise LawBroken(
-                f"{_said(error)}\n(round {number} of seed {seed}) play(factory, {capacity}, [\n{listing}], {chosen!r})"
+                f"{_said(error)}\n(round {number} of seed {seed}) "
+                f"play(factory, {capacity}, [\n{listing}], {chosen!r}, {on!r})"
             ) from error
 
 
@@ -151,7 +173,7 @@ def random_events(
         lambda: Arrive(source.choice(priorities), supersede=key()),
         lambda: Arrive(source.choice(priorities), nowait=True, hold_timeout=source.choice(limits), supersede=key()),
         lambda: End(index(), source.random() < 0.5),
-        lambda: Cancel(index()),
+        lambda: Cancel(index(), source.random() < 0.5),
         lambda: SetCapacity(source.randrange(5)),
         Tick,
         Tick,
@@ -163,7 +185,15 @@ def random_events(
         if source.random() < 0.1:
             # A waiter that is cancelled just when it is granted a slot: too rare to be left to single events.
             ticks = [Tick()] * source.randrange(4)
-            events += [Arrive(0), Settle(), Arrive(0), Settle(), End(index()), *ticks, Cancel(source.randrange(6))]
+            events += [
+                Arrive(0),
+                Settle(),
+                Arrive(0),
+                Settle(),
+                End(index()),
+                *ticks,
+                Cancel(source.randrange(6), source.random() < 0.5),
+            ]
         else:
             events.append(source.choice(makers)())
         if strict and source.random() < 0.03:
@@ -177,16 +207,18 @@ def random_events(
     return events
 
 
-def _failure(factory: GateFactory, capacity: int, events: list[Event], options: Options) -> Exception | None:
+def _failure(
+    factory: GateFactory, capacity: int, events: list[Event], options: Options, on: Harness
+) -> Exception | None:
     try:
-        play(factory, capacity, events, options)
+        play(factory, capacity, events, options, on)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is the gate's, and is told with its events
         return error
     return None
 
 
 def _shrink(
-    factory: GateFactory, capacity: int, events: list[Event], options: Options, error: Exception
+    factory: GateFactory, capacity: int, events: list[Event], options: Options, on: Harness, error: Exception
 ) -> tuple[list[Event], Exception]:
     """Leave out events while it still fails: first large pieces, then single ones."""
     size = len(events) // 2
@@ -195,7 +227,7 @@ def _shrink(
         while start < len(events):
             shorter = events[:start] + events[start + size :]
             # trio shuffles the tasks of a pass, so that a failure may need more than one attempt to show again.
-            found = next(filter(None, (_failure(factory, capacity, shorter, options) for _ in range(4))), None)
+            found = next(filter(None, (_failure(factory, capacity, shorter, options, on) for _ in range(4))), None)
             if found is None:
                 start += size
             else:
@@ -208,10 +240,10 @@ def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, LawBroken) else f"a call failed by itself: {error!r}"
 
 
-def _put_through(check: Check, factory: GateFactory) -> None:
+def _put_through(check: Check, factory: GateFactory, on: Harness) -> None:
     law = (inspect.getdoc(check) or "").splitlines()[0]
     try:
-        check(factory)
+        check(factory, on)
     except Exception as error:
         found = only(error)
         raise LawBroken(f"{law} [{check.__name__}]: {found if str(found) else repr(found)}") from error

@@ -4,47 +4,50 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import trio
-from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
+import anyio
 
 from trio_mlxgate.errors import WaitTooLong
 from trio_mlxgate.priority import Priority
-from trio_mlxgate.testing.checking import GateFactory, Holder, empty, only, require, run
+from trio_mlxgate.testing.backends import settle
+from trio_mlxgate.testing.checking import GateFactory, Holder, empty, only, require
 from trio_mlxgate.testing.events import (
     GateLike,
     LawBroken,
 )
 
+if TYPE_CHECKING:
+    from trio_mlxgate.testing.harness import Harness
 
-def entering_is_a_checkpoint_and_leaving_is_none(factory: GateFactory) -> None:
+
+def entering_is_a_checkpoint_and_leaving_is_none(factory: GateFactory, on: Harness) -> None:
     """Law 5: entering is always a checkpoint; giving back is one step, with a waiter and without."""
 
     async def main() -> None:
         gate = factory(1)
         slot = gate.slot()
-        with assert_checkpoints():
+        with on.assert_checkpoints():
             await slot.__aenter__()
-        with assert_no_checkpoints():
+        with on.assert_no_checkpoints():
             await slot.__aexit__(None, None, None)
-        async with trio.open_nursery() as nursery:
+        async with on.tasks() as tasks:
             slot = gate.slot(hold_timeout=5)
             await slot.__aenter__()
-            waiter = await Holder(gate).started(nursery)
-            with assert_no_checkpoints():
+            waiter = await Holder(gate).started(tasks)
+            with on.assert_no_checkpoints():
                 await slot.__aexit__(None, None, None)
             require(gate.statistics().in_flight == 1, "the slot was not handed over in the step that gave it back")
             require(gate.statistics().tasks_waiting == 0, "who was granted a slot is still counted as waiting")
             waiter.end()
-        with gate.slot_nowait(), assert_no_checkpoints():
+        with gate.slot_nowait(), on.assert_no_checkpoints():
             pass
         await empty(gate)
 
-    run(main)
+    on.run(main)
 
 
-def asking_twice_is_an_error_at_once(factory: GateFactory) -> None:
+def asking_twice_is_an_error_at_once(factory: GateFactory, on: Harness) -> None:
     """Law 17: a task that owns a slot and asks again gets RuntimeError at once; its child queues like anybody."""
 
     async def main() -> None:
@@ -55,15 +58,15 @@ def asking_twice_is_an_error_at_once(factory: GateFactory) -> None:
         with gate.slot_nowait():
             await _refused(gate)
         gate.capacity = 1
-        async with trio.open_nursery() as nursery:
+        async with on.tasks() as tasks:
             async with gate.slot():
-                child = await Holder(gate).started(nursery)
+                child = await Holder(gate).started(tasks)
                 require(gate.statistics().tasks_waiting == 1, "the child of a holder must queue")
             child.end()
         await empty(gate)
 
     async def _refused(gate: GateLike) -> None:  # noqa: ASYNC910 - refusing is no checkpoint
-        begun = trio.current_time()
+        begun = anyio.current_time()
         try:
             async with gate.slot(max_wait=5):
                 raise LawBroken("the task that owns a slot was given a second one")
@@ -74,14 +77,14 @@ def asking_twice_is_an_error_at_once(factory: GateFactory) -> None:
                 raise LawBroken("the task that owns a slot was given a second one by slot_nowait")
         except RuntimeError:
             pass
-        except trio.WouldBlock:
+        except on.dialect.would_block:
             raise LawBroken("slot_nowait raised WouldBlock where RuntimeError is due") from None
-        require(trio.current_time() == begun, "the task waited before it was refused")
+        require(anyio.current_time() == begun, "the task waited before it was refused")
 
-    run(main)
+    on.run(main)
 
 
-def a_slot_is_used_once(factory: GateFactory) -> None:
+def a_slot_is_used_once(factory: GateFactory, on: Harness) -> None:
     """Law 2: a slot is one object for one use; entered again, it is a RuntimeError and holds nothing."""
 
     async def main() -> None:
@@ -104,23 +107,23 @@ def a_slot_is_used_once(factory: GateFactory) -> None:
             pass
         await empty(gate)
 
-    run(main)
+    on.run(main)
 
 
-def who_is_cancelled_when_it_asks_never_enters(factory: GateFactory) -> None:
+def who_is_cancelled_when_it_asks_never_enters(factory: GateFactory, on: Harness) -> None:
     """Law 15: a call that is cancelled when it asks never enters, although a slot is free, and holds nothing."""
 
     async def main() -> None:
         gate = factory(1)
-        with trio.CancelScope() as scope:
+        with anyio.CancelScope() as scope:
             scope.cancel()
             async with gate.slot():
                 raise LawBroken("a cancelled call entered a free gate")
         await empty(gate)
         before = gate.statistics()
-        async with trio.open_nursery() as nursery:
-            holder = await Holder(gate).started(nursery)
-            with trio.CancelScope() as scope:
+        async with on.tasks() as tasks:
+            holder = await Holder(gate).started(tasks)
+            with anyio.CancelScope() as scope:
                 scope.cancel()
                 async with gate.slot(Priority.FOREGROUND):
                     raise LawBroken("a cancelled call entered a busy gate")
@@ -130,31 +133,31 @@ def who_is_cancelled_when_it_asks_never_enters(factory: GateFactory) -> None:
             holder.end()
         await empty(gate)
 
-    run(main)
+    on.run(main)
 
 
-def a_cancel_after_the_grant_loses_nothing(factory: GateFactory) -> None:
+def a_cancel_after_the_grant_loses_nothing(factory: GateFactory, on: Harness) -> None:
     """Law 3: a waiter that is cancelled just before, or just after it was granted a slot, takes none with it."""
 
     async def main() -> None:
         gate = factory(1)
-        async with trio.open_nursery() as nursery:
+        async with on.tasks() as tasks:
             first = gate.slot()
             await first.__aenter__()
-            second = await Holder(gate).started(nursery)
-            third = await Holder(gate).started(nursery)
+            second = await Holder(gate).started(tasks)
+            third = await Holder(gate).started(tasks)
             # Granted and cancelled in one step: no cancellation comes between the grant and the body.
             await first.__aexit__(None, None, None)
             second.scope.cancel()
-            await wait_all_tasks_blocked()
+            await settle()
             require(not math.isnan(second.entered_at), "who was granted a slot was cancelled before its body")
             require(second.over and third.inside, "the slot of a cancelled holder did not go to the next")
-            fourth = await Holder(gate).started(nursery)
-            fifth = await Holder(gate).started(nursery)
+            fourth = await Holder(gate).started(tasks)
+            fifth = await Holder(gate).started(tasks)
             # Cancelled and only then passed by the grant, in one step.
             fourth.scope.cancel()
             third.end()
-            await wait_all_tasks_blocked()
+            await settle()
             require(math.isnan(fourth.entered_at), "a cancelled waiter entered")
             require(fifth.inside, "behind a cancelled waiter nobody comes in")
             fifth.end()
@@ -162,20 +165,20 @@ def a_cancel_after_the_grant_loses_nothing(factory: GateFactory) -> None:
         require((now.admitted, now.cancelled) == (4, 1), f"4 calls were admitted and 1 was cancelled: {now}")
         await empty(gate)
 
-    run(main)
+    on.run(main)
 
 
 class _Special(BaseException):
     """Not even an Exception."""
 
 
-def the_bodys_exception_passes_bare(factory: GateFactory) -> None:
+def the_bodys_exception_passes_bare(factory: GateFactory, on: Harness) -> None:
     """Law 2: whatever the body raises comes out as it is, and the slot is back."""
 
     async def main() -> None:
         gate = factory(1)
         for timeout in (math.inf, 5.0):
-            for error in (ValueError("body"), trio.TooSlowError("body"), _Special()):
+            for error in (ValueError("body"), on.dialect.too_slow("body"), _Special()):
                 try:
                     async with gate.slot(hold_timeout=timeout):
                         raise error
@@ -196,79 +199,79 @@ def the_bodys_exception_passes_bare(factory: GateFactory) -> None:
     def _never(error: BaseException) -> NoReturn:
         raise LawBroken(f"the body raised {error!r}, and nothing came out")
 
-    run(main)
+    on.run(main)
 
 
-def the_hold_budget_starts_at_the_grant(factory: GateFactory) -> None:
+def the_hold_budget_starts_at_the_grant(factory: GateFactory, on: Harness) -> None:
     """Law 14: hold_timeout runs from the grant, ends the body with TooSlowError, and the wait uses none of it."""
 
     async def main() -> None:
         gate = factory(1)
-        start = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            holder = await Holder(gate).started(nursery)
+        start = anyio.current_time()
+        async with on.tasks() as tasks:
+            holder = await Holder(gate).started(tasks)
 
             async def end_later() -> None:
-                await trio.sleep(10)
+                await anyio.sleep(10)
                 holder.end()
 
-            nursery.start_soon(end_later)
+            tasks.start_soon(end_later)
             try:
                 async with gate.slot(hold_timeout=3):
-                    require(trio.current_time() == start + 10, "the waiter entered at another time than the grant")
-                    await trio.sleep_forever()
-            except trio.TooSlowError:
-                ended = trio.current_time() - start
+                    require(anyio.current_time() == start + 10, "the waiter entered at another time than the grant")
+                    await anyio.sleep_forever()
+            except on.dialect.too_slow:
+                ended = anyio.current_time() - start
                 require(ended == 13, f"granted after 10 s, hold_timeout=3 ended the body after {ended} s")
         try:
             with gate.slot_nowait(hold_timeout=3):
-                await trio.sleep_forever()
-        except trio.TooSlowError:
-            require(trio.current_time() == start + 16, "hold_timeout of slot_nowait ended at another time")
+                await anyio.sleep_forever()
+        except on.dialect.too_slow:
+            require(anyio.current_time() == start + 16, "hold_timeout of slot_nowait ended at another time")
         async with gate.slot(hold_timeout=3):
-            await trio.sleep(2)
+            await anyio.sleep(2)
         async with gate.slot(hold_timeout=3):
             # What nothing could interrupt was not interrupted: that is no TooSlowError.
-            with trio.CancelScope(shield=True):
-                await trio.sleep(4)
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(4)
         await empty(gate)
 
-    run(main)
+    on.run(main)
 
 
-def max_wait_covers_the_queue_alone(factory: GateFactory) -> None:
+def max_wait_covers_the_queue_alone(factory: GateFactory, on: Harness) -> None:
     """Law 14: max_wait ends the wait with WaitTooLong and uses nothing of the body's time; 0: only if free."""
 
     async def main() -> None:
         gate = factory(1)
-        start = trio.current_time()
+        start = anyio.current_time()
         async with gate.slot(max_wait=1):
-            await trio.sleep(5)
+            await anyio.sleep(5)
         async with gate.slot(max_wait=0):
             pass
-        async with trio.open_nursery() as nursery:
-            holder = await Holder(gate).started(nursery)
+        async with on.tasks() as tasks:
+            holder = await Holder(gate).started(tasks)
             for max_wait, ended in ((0, 5), (2, 7)):
                 try:
                     async with gate.slot(max_wait=max_wait):
                         raise LawBroken("a second one is inside")
                 except WaitTooLong:
-                    now = trio.current_time() - start
+                    now = anyio.current_time() - start
                     require(now == ended, f"max_wait={max_wait} ended at {now} s, not at {ended} s")
             rejected = gate.statistics().rejected
             require(rejected == 2, f"2 calls were refused, {rejected} are counted")
-            waiter = await Holder(gate, max_wait=2).started(nursery)
-            await trio.sleep(1)
+            waiter = await Holder(gate, max_wait=2).started(tasks)
+            await anyio.sleep(1)
             holder.end()
-            await trio.sleep(10)
+            await anyio.sleep(10)
             require(waiter.inside, "max_wait ended a body")
             waiter.end()
         await empty(gate)
 
-    run(main)
+    on.run(main)
 
 
-def one_run_at_a_time(factory: GateFactory) -> None:
+def one_run_at_a_time(factory: GateFactory, on: Harness) -> None:
     """Law 18: a second run gets RuntimeError while the first is alive; after its end the gate starts empty."""
     gate = factory(1)
     outcomes: list[str] = []
@@ -284,7 +287,7 @@ def one_run_at_a_time(factory: GateFactory) -> None:
                 outcomes.append("slot_nowait entered")
         except RuntimeError:
             outcomes.append("refused")
-        except trio.WouldBlock:
+        except on.dialect.would_block:
             outcomes.append("slot_nowait raised WouldBlock")
         try:
             gate.capacity = 5
@@ -295,7 +298,7 @@ def one_run_at_a_time(factory: GateFactory) -> None:
 
     def second_run() -> None:
         try:
-            run(intrude)
+            on.run(intrude)
         except Exception as error:  # noqa: BLE001 - told below, in the thread that can
             outcomes.append(repr(only(error)))
 
@@ -316,34 +319,34 @@ def one_run_at_a_time(factory: GateFactory) -> None:
         require((now.capacity, now.in_flight) == (1, 0), f"in the next run the gate starts with {now}")
         await empty(gate)
 
-    run(first_run)
-    run(next_run)
+    on.run(first_run)
+    on.run(next_run)
 
 
-def who_cancels_leaves_nothing_behind(factory: GateFactory) -> None:
+def who_cancels_leaves_nothing_behind(factory: GateFactory, on: Harness) -> None:
     """Law 16: 2000 calls that queue and are cancelled count nowhere, and the next waiter is let in as ever."""
 
     async def main() -> None:
         gate = factory(1)
-        async with trio.open_nursery() as nursery:
-            holder = await Holder(gate).started(nursery)
-            async with trio.open_nursery() as crowd:
+        async with on.tasks() as tasks:
+            holder = await Holder(gate).started(tasks)
+            async with on.tasks() as crowd:
                 for number in range(2000):
                     crowd.start_soon(Holder(gate, number % 3).run)
-                await wait_all_tasks_blocked()
+                await settle()
                 now = gate.statistics()
                 require(now.tasks_waiting == 2000, f"2000 wait: {now}")
                 require(sum(now.waiting_by_priority.values()) == 2000, f"2000 wait: {now}")
-                crowd.cancel_scope.cancel()
+                crowd.cancel()
             now = gate.statistics()
             require(now.tasks_waiting == 0 and not now.waiting_by_priority, f"all were cancelled: {now}")
             require(now.longest_wait == 0, f"nobody waits: {now}")
             require((now.admitted, now.cancelled) == (1, 2000), f"1 was admitted, 2000 were cancelled: {now}")
-            waiter = await Holder(gate).started(nursery)
+            waiter = await Holder(gate).started(tasks)
             holder.end()
-            await wait_all_tasks_blocked()
+            await settle()
             require(waiter.inside, "after a crowd that left, nobody comes in")
             waiter.end()
         await empty(gate)
 
-    run(main)
+    on.run(main)

@@ -69,6 +69,8 @@ class Cancel:
     """The ``index``-th call (modulo their number) that isn't over is cancelled, wherever it stands."""
 
     index: int
+    native: bool = False
+    """Whether by ``Task.cancel()``, under asyncio; else by its cancel scope."""
 
 
 @attrs.frozen

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import attrs
-import trio
 
 from trio_mlxgate.testing.events import Arrive, LawBroken
 
 if TYPE_CHECKING:
+    import asyncio
+
     from trio_mlxgate.testing.events import GateLike, Options
+    from trio_mlxgate.testing.harness import Harness
 
 
 @attrs.define(eq=False)
@@ -20,8 +23,10 @@ class Call:
 
     number: int
     arrive: Arrive
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    end: trio.Event = attrs.field(factory=trio.Event)
+    scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
+    task: asyncio.Task[object] | None = None  # where it is asyncio's
+    cancelled_natively: bool = False
+    end: anyio.Event = attrs.field(factory=anyio.Event)
     fail: bool = False
     asked: bool = False
     asked_at: float = math.nan
@@ -38,12 +43,18 @@ class Call:
     # since it took the place of another one, and of which one is not to be seen from outside.
     rank: tuple[float, float] | None = None
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it has been cancelled, in whichever way."""
+        return self.cancelled_natively or self.scope.cancel_called
+
 
 class Judge:
     """Looks at the gate from outside, as its callers do, and raises LawBroken."""
 
-    def __init__(self, gate: GateLike, options: Options) -> None:
+    def __init__(self, gate: GateLike, options: Options, on: Harness) -> None:
         self.gate = gate
+        self.on = on
         self.options = options
         self.superseded: list[Call] = []  # since all was settled last
         self.most = gate.capacity  # the largest capacity since all was settled last
@@ -185,7 +196,7 @@ class Judge:
 
     def refused_by_the_end(self, call: Call, error: Exception) -> None:
         """The call was refused because the gate had ended: had it, and in a way that concerns this call?"""
-        closed = isinstance(error, trio.ClosedResourceError)
+        closed = isinstance(error, self.on.dialect.closed)
         self.require(
             self.ended is not None if closed else self.options.strict and self.forgotten > 0, "19", repr(error)
         )
@@ -208,7 +219,7 @@ class Judge:
 
 def waits(call: Call) -> bool:
     """Whether the call stands in the queue, as far as can be seen."""
-    return call.asked and call.fate is None and not call.scope.cancel_called
+    return call.asked and call.fate is None and not call.cancelled
 
 
 def _known(rank: tuple[float, float] | None) -> tuple[float, float]:

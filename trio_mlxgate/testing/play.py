@@ -6,14 +6,15 @@ The laws are those that any implementation must keep; what is played comes from 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+import anyio
 
 from trio_mlxgate.errors import QueueFull, Superseded, WaitTooLong
+from trio_mlxgate.testing.backends import settle
 from trio_mlxgate.testing.events import (
     Arrive,
     Cancel,
@@ -29,11 +30,14 @@ from trio_mlxgate.testing.events import (
     Sleep,
     Tick,
 )
+from trio_mlxgate.testing.harness import harness as _harness
 from trio_mlxgate.testing.judging import Call, Judge, waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractAsyncContextManager
+
+    from trio_mlxgate.testing.harness import Harness, Tasks
 
 
 class _Boom(Exception):
@@ -54,7 +58,7 @@ class _Player(Judge):
     async def _call(self, call: Call) -> None:  # noqa: ASYNC910 - some kinds of call end at once
         arrive = call.arrive
         gate: Any = self.gate
-        asked_at = call.asked_at = trio.current_time()
+        asked_at = call.asked_at = anyio.current_time()
         entered_at = math.nan
         # A gate without this option is not asked for it.
         more = {} if arrive.supersede is None else {"supersede": arrive.supersede}
@@ -64,7 +68,7 @@ class _Player(Judge):
         else:
             slot = gate.slot(arrive.priority, hold_timeout=arrive.hold_timeout, max_wait=arrive.max_wait, **more)
             call.slot = slot
-        cancelled_before = call.scope.cancel_called
+        cancelled_before = call.cancelled
         call.asked = True
         call.asked_in = self.settles
         call.asked_when_ended = self.ended is not None
@@ -81,7 +85,7 @@ class _Player(Judge):
                     self.require(
                         arrive.nowait or not cancelled_before, "15", f"call {call.number} entered although cancelled"
                     )
-                    entered_at = trio.current_time()
+                    entered_at = anyio.current_time()
                     self.entered(call)
                     try:
                         await call.end.wait()
@@ -92,9 +96,9 @@ class _Player(Judge):
                         self.releasing = call
         except _Boom:
             pass
-        except trio.WouldBlock:
+        except self.on.dialect.would_block:
             call.fate = "rejected"
-        except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
+        except (self.on.dialect.closed, self.on.dialect.broken) as error:
             call.fate = "rejected"
             self.refused_by_the_end(call, error)
         except QueueFull as full:
@@ -109,7 +113,7 @@ class _Player(Judge):
                 and waits(other)
             ]
             self.require(not places, "4", f"{arrive} was refused, and had the place of {places}: {full!r}")
-            self.require(trio.current_time() == asked_at, "14", "it took time to say that the queue is full")
+            self.require(anyio.current_time() == asked_at, "14", "it took time to say that the queue is full")
         except Superseded as superseded:
             call.fate = "rejected"
             self.superseded.append(call)
@@ -121,12 +125,12 @@ class _Player(Judge):
             self.require(arrive.supersede is not None and bool(newer), "4", f"by whom? {superseded!r}")
         except WaitTooLong:
             call.fate = "rejected"
-            waited = trio.current_time() - asked_at
+            waited = anyio.current_time() - asked_at
             self.require(_close(waited, arrive.max_wait), "14", f"max_wait={arrive.max_wait} took {waited} s")
-        except trio.TooSlowError:
-            held = trio.current_time() - entered_at
+        except self.on.dialect.too_slow:
+            held = anyio.current_time() - entered_at
             self.require(_close(held, arrive.hold_timeout), "14", f"hold_timeout={arrive.hold_timeout} took {held} s")
-        except trio.Cancelled:
+        except anyio.get_cancelled_exc_class():
             if call.fate is None:
                 call.fate = "cancelled"
             raise
@@ -141,7 +145,12 @@ class _Player(Judge):
             call.inside = False
             self.forgotten += 1
             if self.options.strict:
-                self.end("broken")
+                task = call.task
+                if task is None:
+                    self.end("broken")
+                else:
+                    # asyncio tells of it in the pass after; the gate, which asked before, hears of it first.
+                    task.add_done_callback(lambda _: self.end("broken"))
 
     async def _drain(self) -> None:
         """Drain the gate, and see that it is idle then. A checkpoint."""
@@ -151,30 +160,42 @@ class _Player(Judge):
         now = self.gate.statistics()
         self.require(now.in_flight == now.tasks_waiting == 0, "19", "it is not idle although it was drained")
 
+    def _start(self, call: Call, tasks: Tasks) -> None:
+        task = tasks.start_soon(self.call, call)
+        if isinstance(task, asyncio.Task):
+            call.task = task
+            # A task that was cancelled before its first step has none.
+            task.add_done_callback(lambda _: setattr(call, "over", True))
+
     async def play(self, events: Iterable[Event]) -> None:
         """Play all events, then let everybody finish, and see that nothing was lost. Always a checkpoint."""
-        async with trio.open_nursery() as nursery:
+        async with self.on.tasks(native=True) as tasks:
             for event in events:
-                await self._play(event, nursery)
+                await self._play(event, tasks)
                 self.observe()
-            await self._finish(nursery)
+            await self._finish(tasks)
 
-    async def _play(self, event: Event, nursery: trio.Nursery) -> None:  # noqa: ASYNC910 - most events are no checkpoint
+    async def _play(self, event: Event, tasks: Tasks) -> None:  # noqa: ASYNC910 - most events are no checkpoint
         match event:
             case Arrive():
                 call = Call(len(self.calls), event)
                 self.calls.append(call)
-                nursery.start_soon(self.call, call)
+                self._start(call, tasks)
             case End(index, fail):
                 inside = [call for call in self.calls if call.inside and not call.end.is_set()]
                 if inside:
                     call = inside[index % len(inside)]
                     call.fail = fail
                     call.end.set()
-            case Cancel(index):
-                alive = [call for call in self.calls if not call.over and not call.scope.cancel_called]
+            case Cancel(index, native):
+                alive = [call for call in self.calls if not call.over and not call.cancelled]
                 if alive:
-                    alive[index % len(alive)].scope.cancel()
+                    call = alive[index % len(alive)]
+                    if native and call.task is not None:
+                        call.cancelled_natively = True
+                        call.task.cancel()
+                    else:
+                        call.scope.cancel()
             case SetCapacity(capacity):
                 self.gate.capacity = capacity
                 self.most = max(self.most, capacity)
@@ -185,26 +206,26 @@ class _Player(Judge):
                 self.passes += 1
                 self.judge_order(settled=False)
             case Drain():
-                nursery.start_soon(self._drain)
+                tasks.start_soon(self._drain)
             case Tick():
-                await trio.lowlevel.checkpoint()
+                await self.on.tick()
                 self.passes += 1
                 self.judge_order(settled=False)
             case Settle():
-                await wait_all_tasks_blocked()
+                await settle()
                 self.observe_settled()
             case Sleep(seconds):
-                await trio.sleep(seconds)
-                await wait_all_tasks_blocked()
+                await anyio.sleep(seconds)
+                await settle()
                 self.observe_settled()
 
-    async def _finish(self, nursery: trio.Nursery) -> None:
-        await wait_all_tasks_blocked()
+    async def _finish(self, tasks: Tasks) -> None:
+        await settle()
         self.observe_settled()
         self.gate.capacity = self.most = max(1, self.gate.capacity)
         self.observe()
         while any(not call.over for call in self.calls):
-            await wait_all_tasks_blocked()
+            await settle()
             self.observe_settled()
             for call in self.calls:
                 if call.inside:
@@ -215,15 +236,15 @@ class _Player(Judge):
         last = [Call(len(self.calls) + n, Arrive(best)) for n in range(capacity + 1)]
         self.calls += last
         for call in last:
-            nursery.start_soon(self.call, call)
-        await wait_all_tasks_blocked()
+            self._start(call, tasks)
+        await settle()
         self.observe_settled()
         inside = sum(call.inside for call in last)
         expected = capacity if self.ended is None else 0
         self.require(inside == expected, "3", f"of {expected} slots {inside} are left at the end")
         for call in last:
             call.end.set()
-        await wait_all_tasks_blocked()
+        await settle()
         self.observe_settled()
         now = self.last
         self.require(now.in_flight == now.tasks_waiting == 0, "3", "all calls have ended")
@@ -235,23 +256,29 @@ def _close(seconds: float, expected: float) -> bool:
 
 
 def play(
-    factory: Callable[..., GateLike], capacity: int, events: Iterable[Event], options: Options | None = None
+    factory: Callable[..., GateLike],
+    capacity: int,
+    events: Iterable[Event],
+    options: Options | None = None,
+    on: Harness | None = None,
 ) -> None:
-    """Make a gate of that ``capacity`` in a trio run on a virtual clock, play ``events`` against it, check the laws.
+    """Make a gate of that ``capacity`` in a run on a virtual clock, play ``events`` against it, check the laws.
 
-    ``factory`` gets the capacity, and those of the ``options`` that are on as keyword arguments.
+    ``factory`` gets the capacity, and those of the ``options`` that are on as keyword arguments. The run is one of
+    ``on``, or of trio.
 
     Raises:
       LawBroken: the gate broke a law.
     """
 
     with_options = options or Options()
+    harness = on or _harness("trio")
 
     async def main() -> None:  # a checkpoint, always
-        await _Player(factory(capacity, **with_options.for_the_gate()), with_options).play(events)
+        await _Player(factory(capacity, **with_options.for_the_gate()), with_options, harness).play(events)
 
     try:
-        trio.run(main, clock=MockClock(autojump_threshold=0))
+        harness.run(main)
     except BaseExceptionGroup as group:
         broken = _first_broken(group)
         if broken is None:
