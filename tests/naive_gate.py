@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class NaiveGate:
     """The face of a gate."""
 
-    def __init__(self, capacity: int = 1) -> None:
+    def __init__(self, capacity: int = 1, *, slot: type[NaiveSlot] | None = None) -> None:
+        self.slot_class = slot or NaiveSlot
         self.admission: Admission[Any] = Admission(check_capacity(capacity))
         self.loop: asyncio.AbstractEventLoop | None = None
         self.owners: dict[asyncio.Task[Any] | None, NaiveSlot] = {}
@@ -53,10 +54,10 @@ class NaiveGate:
         return self.admission.statistics(self.now())
 
     def slot(self, priority: int = 100, *, hold_timeout: float = math.inf, max_wait: float = math.inf) -> NaiveSlot:
-        return NaiveSlot(self, priority, hold_timeout, max_wait)
+        return self.slot_class(self, priority, hold_timeout, max_wait)
 
     def slot_nowait(self, priority: int = 100, *, hold_timeout: float = math.inf) -> NaiveSlot:
-        return NaiveSlot(self, priority, hold_timeout, 0)
+        return self.slot_class(self, priority, hold_timeout, 0)
 
     def wake(self, granted: list[Any]) -> None:
         for slot in granted:
@@ -72,13 +73,15 @@ class Waiter(asyncio.Future[None]):
 
     def cancel(self, msg: Any = None) -> bool:
         done = super().cancel(msg)
-        if done:
+        if done and self.slot.leaves_at_once:
             self.slot.gate.wake(self.slot.admission.cancel(self.slot, self.slot.gate.now()))
         return done
 
 
 class NaiveSlot(Ticket):
     """A slot, for ``async with`` and for ``with``."""
+
+    leaves_at_once = True
 
     def __init__(self, gate: NaiveGate, priority: int, hold_timeout: float, max_wait: float) -> None:
         super().__init__(priority, hold_timeout=hold_timeout, max_wait=max_wait)
@@ -104,7 +107,7 @@ class NaiveSlot(Ticket):
         self.check()
         self.state = TicketState.ASKING
         try:
-            await anyio.lowlevel.checkpoint()
+            await self.ask_for_leave()
         except BaseException:
             self.admission.turn_away(self)
             raise
@@ -115,23 +118,30 @@ class NaiveSlot(Ticket):
             raise WaitTooLong(f"no slot in {self.max_wait} s")
         return self.hold()
 
-    async def wait(self) -> None:
+    async def ask_for_leave(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def sleep(self) -> None:
         loop = asyncio.get_running_loop()
-        waiter = self.waiter = Waiter(self)
+        self.waiter = Waiter(self)
         timer = loop.call_later(self.max_wait, self.expire) if self.max_wait < math.inf else None
         try:
-            await waiter
-        except asyncio.CancelledError as error:
-            if waiter.cancelled():
+            await self.waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def wait(self) -> None:
+        try:
+            await self.sleep()
+        except asyncio.CancelledError as error:  # noqa: ASYNC103 - it is sent again
+            if self.waiter is None or self.waiter.cancelled():
                 raise
             # Its fate was sealed before: the cancellation comes at the next checkpoint.
             task = asyncio.current_task()
             assert task is not None
             task.cancel(*error.args)
             task.uncancel()
-        finally:
-            if timer is not None:
-                timer.cancel()
 
     def expire(self) -> None:
         self.admission.pass_time(self.gate.now())

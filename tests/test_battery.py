@@ -13,9 +13,13 @@ import attrs
 import pytest
 import trio
 
+from tests.drivers import ASYNCIO
+from tests.naive_gate import NaiveGate
 from trio_mlxgate import Gate
+from trio_mlxgate.dialects import ANYIO, TRIO
 from trio_mlxgate.testing import OPTIONS, LawBroken, check_gate, events as events_module, play as play_module
 from trio_mlxgate.testing.battery import CHECKS
+from trio_mlxgate.testing.checks_of_cancelling import NATIVE_CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from trio_mlxgate import DetachedSlot, GateStatistics
+    from trio_mlxgate.testing import Backend
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +41,19 @@ def test_the_gate_passes() -> None:
     check_gate(Gate, options=OPTIONS)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: str(check.__name__))
+@pytest.mark.parametrize("backend", ASYNCIO)
+def test_a_naive_gate_passes_under_asyncio(backend: Backend) -> None:
+    check_gate(NaiveGate, rounds=100, backend=backend)
+
+
+def test_a_gate_must_raise_the_errors_of_its_dialect() -> None:
+    with pytest.raises(LawBroken, match=r"^Law 9: "):
+        check_gate(Gate, rounds=0, dialect=ANYIO)
+    with pytest.raises(LawBroken, match=r"^Law 9: "):
+        check_gate(NaiveGate, rounds=0, backend="asyncio", dialect=TRIO)
+
+
+@pytest.mark.parametrize("check", [*CHECKS, *NATIVE_CHECKS], ids=lambda check: str(check.__name__))
 def test_each_check_names_its_law(check: object) -> None:
     assert (check.__doc__ or "").startswith("Law ")
 
