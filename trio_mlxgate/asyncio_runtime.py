@@ -198,10 +198,10 @@ def _cancel_again(cancelled: asyncio.CancelledError) -> None:
     """Let the current task's next checkpoint see a cancellation that has come at the wrong moment."""
     task = asyncio.current_task()
     assert task is not None
-    # What was asked for once is to count once: asyncio.timeout() and anyio's scopes tell by it whose it was.
-    if task.cancelling():
-        task.uncancel()
     task.cancel(*cancelled.args)
+    # What was asked for once is to count once: asyncio.timeout() and anyio's scopes tell by it whose it was. From Python
+    # 3.13 on this drops a cancellation that had been taken back, as asyncio itself would have.
+    task.uncancel()
 
 
 class _Timer:
