@@ -24,6 +24,7 @@ LAYERS: Final[dict[str, int]] = {
     "runtime": 2,
     "trio_runtime": 2,
     "asyncio_runtime": 2,
+    "asyncio_threads": 2,
     "bridges": 2,
     "parking_lot": 2,
     "call_sites": 2,

@@ -3,8 +3,8 @@
 # Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
 #   L0  errors, priority
 #   L1  core                     decides; knows neither trio nor a clock
-#   L2  instrumentation, dialects, runtime, call_sites, trio_runtime, asyncio_runtime, bridges, parking_lot,
-#       slots, loan, detached_slots, onlookers, progress, outer_deadline, ancestors, alarms, ends, threads,
+#   L2  instrumentation, dialects, runtime, call_sites, trio_runtime, asyncio_runtime, asyncio_threads, bridges,
+#       parking_lot, slots, loan, detached_slots, onlookers, progress, outer_deadline, ancestors, alarms, ends, threads,
 #       refusals, driver, base_gate, gate, mlx, anyio, options, endpoint_gates, _response_body,
 #       _gated_stream, _family, _rewrite, _fallback, _drain, _transport, httpx, httpx2    act
 #   L3  echo_server

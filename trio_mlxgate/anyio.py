@@ -18,13 +18,14 @@ from trio.lowlevel import TrioToken, current_trio_token
 
 from trio_mlxgate import mlx
 from trio_mlxgate.asyncio_runtime import AsyncioRuntime
+from trio_mlxgate.asyncio_threads import AnyioLimiter
 from trio_mlxgate.base_gate import BaseGate
 from trio_mlxgate.bridges import AsyncioBridge, TrioBridge
 from trio_mlxgate.core.checks import check_capacity
 from trio_mlxgate.dialects import ANYIO
 from trio_mlxgate.endpoint_gates import BaseEndpointGates
 from trio_mlxgate.priority import DEFAULT_PRIORITY, Priority
-from trio_mlxgate.threads import GateLimiter, ThreadSlot
+from trio_mlxgate.threads import ThreadSlot
 from trio_mlxgate.trio_runtime import TrioRuntime
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Gate(BaseGate):
         Raises:
           TypeError, ValueError: an argument isn't as described.
         """
-        limiter: object = GateLimiter(self, priority, max_wait, supersede, outer_deadline)
+        limiter: object = AnyioLimiter(self, priority, max_wait, supersede, outer_deadline)
         return cast("anyio.CapacityLimiter", limiter)
 
     def from_thread(

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from trio_mlxgate.asyncio_threads import host_of, serves_thread
 from trio_mlxgate.call_sites import held_in_thread
+from trio_mlxgate.core.ticket import TicketState
+from trio_mlxgate.detached_slots import DetachedSlot
 from trio_mlxgate.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -30,12 +33,9 @@ if TYPE_CHECKING:
 # Where asyncio's own deadlines, and those of the package that it took them from, cancel a task.
 _TIMEOUTS: Final = frozenset({"asyncio.timeouts", "async_timeout"})
 _EXPIRES: Final = "_on_timeout"
-# anyio has no public names for these. Where they change, a thread can come to wait for itself; tests watch for that.
-_SERVES_THREAD: Final = "task_wrapper"
-_SCOPE: Final = "scope"
 
-_holders: Final[ContextVar[tuple[weakref.ref[Task], ...]]] = ContextVar("trio_mlxgate.holders", default=())
-"""The tasks that held something of a gate when this context was copied from theirs, and so when a task was started."""
+_held: Final[ContextVar[tuple[Slot, ...]]] = ContextVar("trio_mlxgate.held", default=())
+"""What the task held, and those above it, when this context was copied from its own, and so when a task was started."""
 
 
 class AsyncioRuntime(Runtime):
@@ -146,25 +146,23 @@ class AsyncioRuntime(Runtime):
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("this is called by a callback of the event loop, and not in a task")
-        return _host_of(task) or task
+        return self.current_host() or task
 
     def owners(self, gate: Driver) -> dict[Task, Slot]:
         return _Owners(gate, self)
 
-    def holds(self, task: Task) -> None:
-        # Without those that have ended: in a long chain of tasks, each started by the one before, there is no end.
-        alive = [holder for holder in _holders.get() if not _is_over(holder) and holder() is not task]
-        _holders.set((*alive, weakref.ref(task)))
+    def holds(self, slot: Slot) -> None:
+        # Without those that are held no more: in a chain of tasks, each started by the one before, there is no end.
+        _held.set((slot, *(other for other in _held.get() if other.state is TicketState.GRANTED)))
 
     def above(self, task: Task) -> Iterable[Task]:
-        if task is asyncio.current_task() or _host_of(asyncio.current_task()) is task:
-            holders = _holders.get()
+        if task is asyncio.current_task() or self.current_host() is task:
+            held = _held.get()
         elif sys.version_info >= (3, 12):
-            holders = task.get_context().get(_holders, ())
+            held = task.get_context().get(_held, ())
         else:
             return []  # it can't be seen from here
-        found = [holder() for holder in holders]
-        return [holder for holder in found if holder is not None and holder is not task]
+        return [holder for holder in _holders(held) if holder is not task]
 
     def name_of(self, task: Task) -> str:
         return task.get_name()
@@ -174,9 +172,12 @@ class AsyncioRuntime(Runtime):
 
     # ---- threads ----
 
-    def marks_of_served_thread(self) -> tuple[object, ...]:
+    def current_host(self) -> Task | None:
         task = asyncio.current_task()
-        return held_in_thread.get() if task is not None and _serves_thread(task) else ()
+        return host_of(task, _holders(_held.get())) if serves_thread(task) else None
+
+    def marks_of_served_thread(self) -> tuple[object, ...]:
+        return held_in_thread.get() if serves_thread(asyncio.current_task()) else ()
 
 
 class _Waiter(asyncio.Future[Any]):
@@ -199,8 +200,8 @@ def _cancel_again(cancelled: asyncio.CancelledError) -> None:
     task = asyncio.current_task()
     assert task is not None
     task.cancel(*cancelled.args)
-    # What was asked for once is to count once: asyncio.timeout() and anyio's scopes tell by it whose it was. From Python
-    # 3.13 on this drops a cancellation that had been taken back, as asyncio itself would have.
+    # What was asked for once is to count once: asyncio.timeout() and anyio's scopes tell by it whose it was. From
+    # Python 3.13 on this drops a cancellation that had been taken back, as asyncio itself would have.
     task.uncancel()
 
 
@@ -233,7 +234,7 @@ class _Owners(dict["Task", "Slot"]):
 
     def __setitem__(self, task: Task, slot: Slot) -> None:
         super().__setitem__(task, slot)
-        self._runtime.holds(task)
+        self._runtime.holds(slot)
         if task not in self._watched:
             self._watched.add(task)
             task.add_done_callback(self._ended)
@@ -244,25 +245,8 @@ class _Owners(dict["Task", "Slot"]):
             gate._task_ended(task)
 
 
-def _host_of(task: Task | None) -> Task | None:
-    """Of a task that runs what a worker thread of anyio's has called: the task that waits for the thread."""
-    if task is None or not _serves_thread(task):
-        return None
-    frame = getattr(task.get_coro(), "cr_frame", None)
-    scope = None if frame is None else frame.f_locals.get(_SCOPE)
-    # None, too, once the task has abandoned the thread.
-    host: Task | None = getattr(scope, "_host_task", None)
-    return host
-
-
-def _serves_thread(task: Task) -> bool:
-    coroutine = task.get_coro()
-    return (
-        getattr(coroutine, "__name__", None) == _SERVES_THREAD
-        and getattr(coroutine, "__module__", "anyio").partition(".")[0] == "anyio"
-    )
-
-
-def _is_over(holder: weakref.ref[Task]) -> bool:
-    task = holder()
-    return task is None or task.done()
+def _holders(slots: Iterable[Slot]) -> list[Task]:
+    """The tasks that hold these still, whether they own them or have them tied."""
+    held = [slot for slot in slots if slot.state is TicketState.GRANTED]
+    found = [slot.holder if isinstance(slot, DetachedSlot) else slot.task for slot in held]
+    return list(dict.fromkeys(task for task in found if task is not None))

@@ -45,7 +45,7 @@ class DetachedSlot(Slot):
         if self._tied:
             self.holder = task
             self.gate._tied.add(self)
-            self.gate._runtime.holds(task)
+            self.gate._runtime.holds(self)
         if self.hold_deadline < inf:
             self.gate._alarms.watch()
 

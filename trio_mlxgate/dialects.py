@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import attrs
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @attrs.frozen(kw_only=True)
@@ -28,8 +31,8 @@ class Dialect:
     busy: type[Exception]
     """Another task is doing what only one may do at a time."""
 
-    run_finished: type[Exception]
-    """The run that was asked for something has ended."""
+    run_finished: Callable[[str], Exception]
+    """Makes the error for a run that was asked for something and has ended."""
 
     too_slow: type[Exception]
     """The hold budget has ended."""
@@ -45,13 +48,21 @@ TRIO: Final = Dialect(
     too_slow=trio.TooSlowError,
 )
 
+
+def _run_finished(message: str) -> Exception:
+    # It takes no message of ours, and older versions of anyio have no name of their own for it.
+    kind: type[Exception] = getattr(anyio, "RunFinishedError", RuntimeError)
+    error = kind()
+    error.args = (message,)
+    return error
+
+
 ANYIO: Final = Dialect(
     name="anyio",
     would_block=anyio.WouldBlock,
     closed=anyio.ClosedResourceError,
     broken=anyio.BrokenResourceError,
     busy=anyio.BusyResourceError,
-    # Older versions have no name of their own for it.
-    run_finished=getattr(anyio, "RunFinishedError", RuntimeError),
+    run_finished=_run_finished,
     too_slow=TimeoutError,
 )

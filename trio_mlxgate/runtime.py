@@ -146,8 +146,8 @@ class Runtime:
     def watch(self, gate: Driver) -> None:
         """From here on, let the gate hear of each task that ends and owns a slot still: ``gate._task_ended(task)``."""
 
-    def holds(self, task: SomeTask) -> None:
-        """The current task holds something of a gate: those that it starts are to know of it, see :meth:`above`."""
+    def holds(self, slot: Slot) -> None:
+        """The current task has been granted this: those that it starts are to know of it, see :meth:`above`."""
 
     def above(self, task: SomeTask) -> Iterable[SomeTask]:
         """The tasks above this one that may wait for its end and may hold something."""
@@ -162,6 +162,10 @@ class Runtime:
         return None
 
     # ---- threads ----
+
+    def current_host(self) -> SomeTask | None:
+        """Of a task that runs what a thread has called: the task that waits for the thread, if it holds anything."""
+        return None
 
     def marks_of_served_thread(self) -> tuple[object, ...]:
         """The marks of the slots that a worker thread runs in for which the current task is running this; or ()."""

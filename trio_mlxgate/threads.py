@@ -133,14 +133,7 @@ class GateLimiter:
         Raises:
           RuntimeError: there is none.
         """
-        self._forget_the_ended_run()
-        slots = self._borrowed.get(borrower)
-        if not slots:
-            raise RuntimeError(f"{borrower!r} holds no slot that was taken through {self!r}")
-        slot = slots.pop(0)
-        if not slots:
-            del self._borrowed[borrower]
-        slot.release()
+        self._take(borrower).release()
 
     if not TYPE_CHECKING:
 
@@ -153,6 +146,16 @@ class GateLimiter:
         async def __aexit__(self, *_: object) -> None:  # noqa: ASYNC910 - like that of trio's limiter
             """:meth:`release`. Never a checkpoint."""
             self.release()
+
+    def _take(self, borrower: object) -> DetachedSlot:
+        self._forget_the_ended_run()
+        slots = self._borrowed.get(borrower)
+        if not slots:
+            raise RuntimeError(f"{borrower!r} holds no slot that was taken through {self!r}")
+        slot = slots.pop(0)
+        if not slots:
+            del self._borrowed[borrower]
+        return slot
 
     def _note(self, borrower: object, slot: DetachedSlot) -> None:
         self._forget_the_ended_run()
@@ -315,6 +318,8 @@ class ThreadSlot:
             raise RuntimeError(
                 f"this thread holds a slot of gate {name!r} already; to wait for another would be to wait for itself"
             )
+        runtime = gate._runtime
+        host = host or runtime.current_host()
         if host is None:
             return
         if host in gate._owners:
@@ -323,7 +328,6 @@ class ThreadSlot:
                 "wait for another would be to wait for itself. The thread may work without asking"
             )
         # Of a task that runs for its thread the frames tell, of one that sleeps until the thread ends its coroutine.
-        runtime = gate._runtime
         if gate._held_under([runtime.borrower_of_thread(host), *runtime.marks_of_served_thread()]):
             raise RuntimeError(
                 f"this thread was started under limiter= of gate {name!r}, so that it runs in a slot already; to wait "

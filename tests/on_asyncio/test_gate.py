@@ -1,0 +1,359 @@
+"""What is particular to asyncio: loops that come and go, tasks without parents, callbacks, trio beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from typing import Any
+
+import anyio
+import pytest
+import trio
+
+import trio_mlxgate
+from tests.gate.helpers import Recorder
+from trio_mlxgate import BaseGate, Priority, instrumentation as told
+from trio_mlxgate.anyio import (
+    Gate,
+    acquire_mlx_gate,
+    configure_mlx_gate,
+    current_mlx_gate,
+    gate_status,
+    get_mlx_gate,
+)
+from trio_mlxgate.testing import run_virtual
+
+
+async def hold(gate: BaseGate, seconds: float = 3600.0, **options: Any) -> None:
+    async with gate.slot(**options):
+        await anyio.sleep(seconds)
+
+
+# ---- the loops ----
+
+
+def test_a_gate_starts_empty_in_each_loop() -> None:
+    gate = Gate(1)
+
+    async def main() -> None:
+        assert gate.statistics().in_flight == 0
+        task = asyncio.create_task(hold(gate))
+        await asyncio.sleep(0.01)
+        assert gate.statistics().in_flight == 1
+        del task
+
+    asyncio.run(main())
+    asyncio.run(main())
+    assert gate.statistics().in_flight == 0
+
+
+def test_a_gate_goes_from_asyncio_to_trio_and_back() -> None:
+    gate = Gate(1)
+
+    async def main() -> None:
+        gate.capacity = 0
+        with pytest.raises(anyio.WouldBlock), gate.slot_nowait():
+            pytest.fail("it was let in")
+        gate.capacity = 1
+        with pytest.raises(TimeoutError):
+            await hold(gate, hold_timeout=0.01)
+
+    asyncio.run(main())
+    trio.run(main)
+    anyio.run(main, backend="trio")
+    anyio.run(main, backend="asyncio")
+    asyncio.run(main())
+
+
+def test_a_loop_that_stands_still_lets_an_idle_gate_go() -> None:
+    """Programs in the old style make a loop, run things in it one by one, and close it some time."""
+    gate = Gate(1)
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    try:
+        for loop in loops:
+            loop.run_until_complete(hold(gate, 0))
+        kept = loops[0].create_task(hold(gate, 0.05))
+        loops[0].run_until_complete(asyncio.sleep(0.01))
+        with pytest.raises(RuntimeError, match="in use by another run"):
+            loops[1].run_until_complete(hold(gate, 0))
+        loops[0].run_until_complete(kept)
+        loops[1].run_until_complete(hold(gate, 0))
+    finally:
+        for loop in loops:
+            loop.close()
+
+
+def test_a_gate_in_use_by_one_loop_is_refused_to_another() -> None:
+    gate = Gate(1)
+    errors: list[BaseException] = []
+
+    def other() -> None:
+        try:
+            asyncio.run(hold(gate, 0))
+        except RuntimeError as error:
+            errors.append(error)
+
+    async def main() -> None:
+        async with gate.slot():
+            thread = threading.Thread(target=other)
+            thread.start()
+            await asyncio.to_thread(thread.join)
+
+    asyncio.run(main())
+    assert "portal" in str(errors[0])
+
+
+def test_trios_gate_says_that_there_is_another_for_asyncio() -> None:
+    with pytest.raises(RuntimeError, match=r"trio_mlxgate\.anyio\.Gate"):
+        asyncio.run(hold(trio_mlxgate.Gate(1), 0))
+    with pytest.raises(RuntimeError, match="running event loop"):
+        Gate(1).slot_nowait().__enter__()
+
+
+def test_a_callback_is_no_task() -> None:
+    async def main() -> None:
+        gate = Gate(1)
+        loop = asyncio.get_running_loop()
+        seen = loop.create_future()
+
+        def callback() -> None:
+            try:
+                with gate.slot_nowait():
+                    pytest.fail("it was let in")
+            except RuntimeError as error:
+                seen.set_result(str(error))
+
+        loop.call_soon(callback)
+        assert "callback" in await seen
+        # What needs no task works there.
+        done = loop.create_future()
+
+        def change() -> None:
+            gate.capacity = 3
+            done.set_result(gate.statistics().capacity)
+
+        loop.call_soon(change)
+        assert await done == 3
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_is_closed_over_a_waiter_and_a_holder_leaves_nothing() -> None:
+    """Coroutines that are thrown away: nothing is raised, and nothing is counted in the next loop."""
+    gate = Gate(1)
+    loop = asyncio.new_event_loop()
+    holder = loop.create_task(hold(gate))
+    waiter = loop.create_task(hold(gate))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert gate.statistics().tasks_waiting == 1
+    # Or the collector complains of tasks that were pending.
+    for task in (waiter, holder):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    del holder, waiter, task
+    gc.collect()
+    asyncio.run(hold(gate, 0))
+    assert gate.statistics().in_flight == gate.statistics().tasks_waiting == 0
+
+
+# ---- tasks ----
+
+
+def test_a_slot_whose_task_has_ended_is_taken_back_in_the_next_pass(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        seen = Recorder(told.Orphaned, told.Granted)
+        gate = Gate(1, hooks=[seen])
+
+        async def forget() -> None:
+            await gate.slot().__aenter__()
+
+        task = asyncio.create_task(forget(), name="the forgetful")
+        waiter = asyncio.create_task(hold(gate, 0))
+        await task
+        assert gate.statistics().in_flight == 1
+        await asyncio.sleep(0)
+        await waiter
+        assert [details.task for details in seen.details if isinstance(details, told.Orphaned)] == ["the forgetful"]
+
+    run_virtual(main, backend="asyncio")
+
+
+@pytest.mark.parametrize("start", ["create_task", "TaskGroup", "gather", "anyio"])
+def test_who_waits_for_a_slot_of_a_task_above_is_told_of(start: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        gate = Gate(1)
+
+        async def child() -> None:
+            async with gate.slot(max_wait=1):
+                pass
+
+        async def parent() -> None:
+            async with gate.slot():
+                match start:
+                    case "create_task":
+                        await asyncio.create_task(child())
+                    case "TaskGroup":
+                        async with asyncio.TaskGroup() as group:
+                            group.create_task(child())
+                    case "gather":
+                        await asyncio.gather(child())
+                    case _:
+                        async with anyio.create_task_group() as tasks:
+                            tasks.start_soon(child)
+
+        with pytest.raises((trio_mlxgate.WaitTooLong, ExceptionGroup)):
+            await asyncio.create_task(parent(), name="the parent")
+
+    with caplog.at_level(logging.WARNING):
+        run_virtual(main, backend="asyncio")
+    (line,) = (record.getMessage() for record in caplog.records if "waits_for_parent" in record.getMessage())
+    assert "parent=the parent" in line
+    assert "test_gate.py" in line
+
+
+def test_who_was_started_before_the_slot_is_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        gate = Gate(1)
+        async with gate.slot():
+            pass
+        go = asyncio.Event()
+
+        async def child() -> None:
+            await go.wait()
+            async with gate.slot():
+                pass
+
+        task = asyncio.create_task(child())
+        async with gate.slot():
+            go.set()
+            await asyncio.sleep(1)
+        await task
+
+    with caplog.at_level(logging.WARNING):
+        run_virtual(main, backend="asyncio")
+    assert not [record for record in caplog.records if "waits_for_parent" in record.getMessage()]
+
+
+def test_a_long_chain_of_tasks_leaves_nothing_behind() -> None:
+    """Each is started by the one before, inside of its slot: the last one knows of few."""
+
+    async def main() -> None:
+        gate = Gate(2)
+        ended = asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+        most = 0
+
+        async def link(number: int) -> None:
+            nonlocal most
+            async with gate.slot():
+                most = max(most, len(list(gate._runtime.above(asyncio.current_task()))))
+                if number < 1000:
+                    tasks[:] = [asyncio.create_task(link(number + 1))]
+                else:
+                    ended.set()
+
+        tasks.append(asyncio.create_task(link(0)))
+        await ended.wait()
+        assert most <= 3
+
+    run_virtual(main, backend="asyncio")
+
+
+# ---- the gate of a run ----
+
+
+@pytest.fixture
+def _three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXGATE_CAPACITY", "3")
+
+
+@pytest.mark.usefixtures("_three")
+def test_each_loop_has_a_gate_of_its_own() -> None:
+    assert gate_status() == {"inflight": 0, "waiters": 0}
+    with pytest.raises(RuntimeError, match="running event loop"):
+        current_mlx_gate()
+    gates: list[BaseGate] = []
+
+    async def main() -> None:
+        assert gate_status() == {"inflight": 0, "waiters": 0}
+        gates.append(current_mlx_gate())
+        assert current_mlx_gate().capacity == 3
+        configure_mlx_gate(capacity=1)
+        async with get_mlx_gate() as slot:
+            assert slot.priority == Priority.BACKGROUND
+            assert slot.gate is current_mlx_gate()
+            other = asyncio.create_task(hold(slot.gate, 0))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert gate_status() == {"inflight": 1, "waiters": 1}
+        await other
+        with pytest.raises(TimeoutError):
+            async with acquire_mlx_gate(Priority.FOREGROUND, hold_timeout=0.01):
+                await asyncio.sleep(1)
+
+    asyncio.run(main())
+    asyncio.run(main())
+    assert gates[0] is not gates[1]
+    assert isinstance(gates[0], Gate)
+    with pytest.raises(TypeError):
+        configure_mlx_gate(capacity="1")  # type: ignore[arg-type]
+
+
+def test_what_was_configured_outside_holds_for_the_loops_started_from_there() -> None:
+    import contextvars
+
+    def run() -> int:
+        configure_mlx_gate(capacity=5)
+
+        async def main() -> int:
+            return current_mlx_gate().capacity
+
+        return asyncio.run(main())
+
+    assert contextvars.copy_context().run(run) == 5
+
+
+def test_a_trio_run_has_one_gate_whichever_module_is_asked() -> None:
+    async def main() -> None:
+        assert current_mlx_gate() is trio_mlxgate.current_mlx_gate()
+        with pytest.raises(TimeoutError):
+            async with acquire_mlx_gate(hold_timeout=1):
+                await trio.sleep(2)
+        with pytest.raises(trio.TooSlowError):
+            async with trio_mlxgate.acquire_mlx_gate(hold_timeout=1):
+                await trio.sleep(2)
+        async with get_mlx_gate():
+            assert gate_status() == trio_mlxgate.gate_status() == {"inflight": 1, "waiters": 0}
+        configure_mlx_gate(capacity=7)
+        assert trio_mlxgate.current_mlx_gate().capacity == 7
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_trio_as_a_guest_of_asyncio_has_gates_apart() -> None:
+    """In guest mode both are in one thread: a task of trio's is in the run of trio, one of asyncio's in the loop."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        ours = Gate(1)
+        theirs = Gate(1)
+
+        async def guest() -> str:
+            async with theirs.slot():
+                await trio.sleep(0.01)
+                assert isinstance(theirs._runtime.token, trio.lowlevel.TrioToken)
+            return "guest"
+
+        trio.lowlevel.start_guest_run(
+            guest, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=done.set_result
+        )
+        for _ in range(5):
+            async with ours.slot():
+                await asyncio.sleep(0.002)
+                assert ours._runtime.token is loop
+        assert (await done).unwrap() == "guest"
+
+    asyncio.run(main())

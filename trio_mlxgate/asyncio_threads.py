@@ -1,0 +1,120 @@
+"""What anyio's worker threads need of us under asyncio, where anyio says less of them than trio does."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import weakref
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from trio.lowlevel import enable_ki_protection
+
+from trio_mlxgate.threads import GateLimiter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import FrameType, TracebackType
+
+    from trio_mlxgate.detached_slots import DetachedSlot
+
+    Task = asyncio.Task[Any]
+
+# anyio has no public names for these. Where they change, a thread can come to wait for itself, and one that is
+# abandoned gives its slot back too early; tests watch for that.
+_STARTS_THREAD: Final = "run_sync_in_worker_thread"
+_SCOPE_THERE: Final = "worker_scope"
+_SERVES_THREAD: Final = "task_wrapper"
+_SCOPE_HERE: Final = "scope"
+
+
+def serves_thread(task: Task | None) -> bool:
+    """Whether this task is nothing but what a worker thread has called, and waits for."""
+    coroutine: Any = None if task is None else task.get_coro()
+    return _is_anyios(coroutine) and coroutine.cr_code.co_name == _SERVES_THREAD
+
+
+def host_of(task: Task | None, candidates: Iterable[Task]) -> Task | None:
+    """Of a task that serves a thread: the one of ``candidates`` that has started this thread and waits for it."""
+    if task is None or not serves_thread(task):
+        return None
+    scope = _local(getattr(task.get_coro(), "cr_frame", None), _SCOPE_HERE)
+    if scope is None:
+        return None
+    for candidate in candidates:
+        awaited: Any = candidate.get_coro()
+        while inspect.iscoroutine(awaited):
+            if _is_anyios(awaited) and awaited.cr_code.co_name == _STARTS_THREAD:
+                if _local(awaited.cr_frame, _SCOPE_THERE) is scope:
+                    return candidate
+                break
+            awaited = awaited.cr_await
+    return None
+
+
+class _Work:
+    """Lives as long as the context in which a thread works."""
+
+
+_work: Final[ContextVar[_Work | None]] = ContextVar("trio_mlxgate.work", default=None)
+
+
+class AnyioLimiter(GateLimiter):
+    """The gate's limiter for ``anyio.to_thread.run_sync``.
+
+    Under asyncio that one leaves its limiter when its task is cancelled, although the thread may work on, so that one
+    more would be let in beside it. Here a slot that is left so goes back when the thread's context is gone.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # Of the tasks that wait for threads: what their contexts held before.
+        self._before: dict[Task, _Work | None] = {}
+
+    if not TYPE_CHECKING:  # as in GateLimiter
+
+        @enable_ki_protection
+        async def __aenter__(self) -> None:
+            """:meth:`acquire`. Always a checkpoint."""
+            await self.acquire()
+            caller = sys._getframe(1)
+            task = asyncio.current_task()
+            if task is not None and caller.f_code.co_name == _STARTS_THREAD:
+                self._before[task] = _work.get()
+                # anyio copies this context for the thread, after this.
+                _work.set(_Work())
+
+        @enable_ki_protection
+        async def __aexit__(  # noqa: ASYNC910 - like that of anyio's limiter
+            self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+        ) -> None:
+            """:meth:`release`, or see to it that it comes when the thread has ended. Never a checkpoint."""
+            task = asyncio.current_task()
+            if task not in self._before:
+                self.release()
+                return
+            work = _work.get()
+            _work.set(self._before.pop(task))
+            if work is None or not isinstance(exc, asyncio.CancelledError):
+                self.release()
+                return
+            slot = self._take(task)
+            slot.mark = slot  # from here on it is no matter of this task
+            runtime = slot.runtime
+            weakref.finalize(work, runtime.soon_from_anywhere, lambda: _release(slot)).atexit = False
+            # The frame that has left us has the context, too, and lives as long as the traceback of its cancellation.
+            asyncio.get_running_loop().call_soon(sys._getframe(1).clear)
+
+
+def _release(slot: DetachedSlot) -> None:
+    if slot._admission is slot.gate._admission:  # else the gate serves another run by now
+        slot.release()
+
+
+def _is_anyios(coroutine: Any) -> bool:
+    return inspect.iscoroutine(coroutine) and "anyio" in coroutine.cr_code.co_filename
+
+
+def _local(frame: FrameType | None, name: str) -> Any:
+    return None if frame is None else frame.f_locals.get(name)
