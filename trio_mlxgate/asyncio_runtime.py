@@ -107,13 +107,8 @@ class AsyncioRuntime(Runtime):
     def effective_deadline(self) -> float:
         return anyio.current_effective_deadline()
 
-    def expired_timeout(self) -> bool:
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code.co_name == _EXPIRES and frame.f_globals.get("__name__") in _TIMEOUTS:
-                return True
-            frame = frame.f_back
-        return False
+    def timed_out(self, waiter: _Waiter) -> bool:
+        return waiter.timed_out
 
     # ---- at another time ----
 
@@ -186,13 +181,25 @@ class _Waiter(asyncio.Future[Any]):
     def __init__(self, abort: Callable[[Any], Any], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._abort = abort
+        self.timed_out = False
+        """Whether a timeout of asyncio's has cancelled it."""
 
     def cancel(self, msg: Any = None) -> bool:
         # First this, since a hook that is told of it may raise what is no Exception.
         cancelled = super().cancel(msg)
         if cancelled:
+            self.timed_out = _is_called_by_a_timeout()
             self._abort(None)
         return cancelled
+
+
+def _is_called_by_a_timeout() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == _EXPIRES and frame.f_globals.get("__name__") in _TIMEOUTS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _cancel_again(cancelled: asyncio.CancelledError) -> None:

@@ -6,11 +6,10 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from trio_mlxgate.call_sites import call_site, site_of
+from trio_mlxgate.call_sites import call_site
 
 if TYPE_CHECKING:
     from trio_mlxgate.runtime import Runtime
-    from trio_mlxgate.slots import Slot
 
 OuterDeadline: TypeAlias = Literal["warn", "raise", "allow"]
 """What a gate does about a finite deadline around the wait: an :class:`OuterDeadlineWarning`, an error, or nothing."""
@@ -66,19 +65,14 @@ class OuterDeadlines:
         self._close_looks = LOOKS_AT_FIRST
         self.due = math.inf if self._policy == "allow" else 0
 
-    def wait_was_cancelled(self, slot: Slot, runtime: Runtime) -> None:
-        """The wait of a slot was cancelled at this moment: report it, if a deadline did so that :meth:`look` can't see.
+    def has_cancelled(self, policy: OuterDeadline | None, runtime: Runtime) -> None:
+        """Report a deadline that :meth:`look` couldn't see: it has cancelled the wait of the current task.
 
-        For ``"raise"`` it is too late; it is a warning, too. To be called last, since warnings may be errors.
+        It is a warning with ``"raise"``, too: nobody would get the error.
         """
-        self.look_more_closely()
-        policy = slot.outer_deadline or self._policy
-        if policy == "allow" or not runtime.expired_timeout():
-            return
-        self._warn(
-            site_of(runtime, slot.asker),
-            f"a timeout of the caller has cancelled this call while it waited for its slot of gate {self._gate_name!r}",
-        )
+        if (policy or self._policy) != "allow":
+            what = "a timeout of the caller has cancelled this call while it waited for its slot"
+            self._warn(call_site(runtime), f"{what} of gate {self._gate_name!r}")
 
     def look(self, policy: OuterDeadline | None, runtime: Runtime) -> None:
         """Report a finite deadline around the current call, if there is one; None: as the gate's policy says.

@@ -109,8 +109,8 @@ class Runtime:
         """When the current task will be cancelled, as far as the library tells; -inf: it is already."""
         raise NotImplementedError
 
-    def expired_timeout(self) -> bool:
-        """Whether what cancels a task at this moment is a deadline that :meth:`effective_deadline` couldn't tell of."""
+    def timed_out(self, waiter: Waiter) -> bool:
+        """Whether the sleep was cancelled by a deadline that :meth:`effective_deadline` couldn't tell of."""
         return False
 
     # ---- at another time ----

@@ -301,7 +301,10 @@ class Slot(Ticket):
                 try:
                     # The giver records the grant, so once this returns there is nothing left that could fail.
                     await runtime.sleep(waiter, abort)
-                except BaseException:  # asyncio throws coroutines away
+                except BaseException:
+                    if runtime.timed_out(waiter):
+                        gate._outer_deadlines.has_cancelled(self.outer_deadline, runtime)
+                    # asyncio throws coroutines away.
                     if self.state is _GRANTED:  # type: ignore[comparison-overlap] # as below
                         gate._released(self, admission.release(self, clock()))  # type: ignore[unreachable]
                     raise
@@ -363,8 +366,8 @@ class Slot(Ticket):
     def _abort(self, _: object) -> Abort:
         """The wait is cancelled: leave the queue, and settle, in this step."""
         gate = self.gate
+        gate._outer_deadlines.look_more_closely()
         gate._cancelled(self, self._admission.cancel(self, gate._clock()))
-        gate._outer_deadlines.wait_was_cancelled(self, gate._runtime)
         return Abort.SUCCEEDED
 
     def _be_mistaken(self) -> None:

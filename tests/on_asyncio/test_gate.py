@@ -14,7 +14,7 @@ import trio
 
 import trio_mlxgate
 from tests.gate.helpers import Recorder
-from trio_mlxgate import BaseGate, Priority, instrumentation as told
+from trio_mlxgate import BaseGate, OuterDeadlineWarning, Priority, instrumentation as told
 from trio_mlxgate.anyio import (
     Gate,
     acquire_mlx_gate,
@@ -357,3 +357,66 @@ def test_trio_as_a_guest_of_asyncio_has_gates_apart() -> None:
         assert (await done).unwrap() == "guest"
 
     asyncio.run(main())
+
+
+# ---- a deadline of the caller ----
+
+
+async def _ask_in_time(gate: Gate, **options: Any) -> None:
+    async with asyncio.timeout(1), gate.slot(**options):
+        pytest.fail("it was let in")
+
+
+def test_a_timeout_that_has_cancelled_a_wait_is_told() -> None:
+    """It can't be seen before. It comes in the task that waited, so that it fails a test whose warnings are errors."""
+
+    async def main() -> None:
+        gate = Gate(0)
+        with pytest.warns(OuterDeadlineWarning, match="timeout of the caller has cancelled") as warned:
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    await _ask_in_time(gate)
+        (one,) = warned  # once for the place
+        assert one.filename == __file__
+        with pytest.raises(TimeoutError):
+            await _ask_in_time(gate, outer_deadline="allow")
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    run_virtual(main, backend="asyncio")
+
+
+def test_a_timeout_that_has_cancelled_a_wait_fails_a_test() -> None:
+    async def main() -> None:
+        with pytest.raises(OuterDeadlineWarning):  # warnings are errors here
+            await _ask_in_time(Gate(0))
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    run_virtual(main, backend="asyncio")
+
+
+def test_a_cancellation_that_is_no_timeout_is_not_told() -> None:
+    async def main() -> None:
+        task = asyncio.create_task(hold(Gate(0)))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_virtual(main, backend="asyncio")
+
+
+@pytest.mark.parametrize("policy", ["warn", "raise"])
+def test_a_scope_of_anyio_is_told_before_the_wait(policy: Any) -> None:
+    async def main() -> None:
+        gate = Gate(1, outer_deadline=policy)
+        with (
+            pytest.warns(OuterDeadlineWarning) if policy == "warn" else pytest.raises(RuntimeError, match="deadline"),
+            anyio.move_on_after(1),
+        ):
+            await hold(gate, 0)
+
+    run_virtual(main, backend="asyncio")
