@@ -198,6 +198,47 @@ def test_deciding_knows_no_clock_and_no_io(path: Path) -> None:
         assert imported.top not in DECIDING_MUST_NOT_KNOW, f"{dotted(path)}, line {imported.line}: {imported.module}"
 
 
+NEUTRAL: Final = {
+    *(
+        "runtime",
+        "call_sites",
+        "slots",
+        "loan",
+        "detached_slots",
+        "onlookers",
+        "progress",
+        "outer_deadline",
+        "ancestors",
+    ),
+    *("alarms", "ends", "threads", "refusals", "driver", "base_gate", "options", "endpoint_gates", "_response_body"),
+    *("_gated_stream", "_family", "_rewrite", "_drain", "_transport"),
+}
+"""What both drivers share: it knows no event loop. Of trio's it may use what does nothing elsewhere."""
+
+HARMLESS: Final = {"enable_ki_protection", "Abort"}
+
+
+@pytest.mark.parametrize("path", [ROOT / f"{name}.py" for name in sorted(NEUTRAL)], ids=ids)
+def test_what_both_drivers_share_knows_no_event_loop(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{dotted(path)}, line {getattr(node, 'lineno', 0)}"
+        match node:
+            case ast.Import():
+                for alias in node.names:
+                    assert alias.name.partition(".")[0] not in {"trio", "asyncio"}, f"{where}: {alias.name}"
+            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in {"trio", "asyncio"}:
+                names = {alias.name for alias in node.names}
+                assert names <= HARMLESS, f"{where}: {module} has {names - HARMLESS}; let a Runtime do it"
+            case _:
+                pass
+
+
+def test_the_two_gates_do_not_know_each_other() -> None:
+    for one, other in (("gate", "anyio"), ("anyio", "gate")):
+        for imported in imports_of(ROOT / f"{one}.py"):
+            assert imported.module != f"{PACKAGE}.{other}", f"{one}.py, line {imported.line}"
+
+
 def test_the_facade_imports_nothing_above_the_gate() -> None:
     for imported in imports_of(ROOT / "__init__.py"):
         if imported.top == PACKAGE:
