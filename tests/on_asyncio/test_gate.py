@@ -413,10 +413,8 @@ def test_a_cancellation_that_is_no_timeout_is_not_told() -> None:
 def test_a_scope_of_anyio_is_told_before_the_wait(policy: Any) -> None:
     async def main() -> None:
         gate = Gate(1, outer_deadline=policy)
-        with (
-            pytest.warns(OuterDeadlineWarning) if policy == "warn" else pytest.raises(RuntimeError, match="deadline"),
-            anyio.move_on_after(1),
-        ):
+        told = pytest.warns(OuterDeadlineWarning) if policy == "warn" else pytest.raises(RuntimeError, match="deadline")
+        with anyio.move_on_after(1), told:
             await hold(gate, 0)
 
     run_virtual(main, backend="asyncio")
