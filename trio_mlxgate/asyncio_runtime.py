@@ -141,7 +141,7 @@ class AsyncioRuntime(Runtime):
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("this is called by a callback of the event loop, and not in a task")
-        return self.current_host() or task
+        return task if not serves_thread(task) else self.current_host() or task
 
     def owners(self, gate: Driver) -> dict[Task, Slot]:
         return _Owners(gate, self)

@@ -15,7 +15,7 @@ from trio_mlxgate.threads import GateLimiter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import FrameType, TracebackType
+    from types import CodeType, FrameType, TracebackType
 
     from trio_mlxgate.detached_slots import DetachedSlot
 
@@ -31,8 +31,8 @@ _SCOPE_HERE: Final = "scope"
 
 def serves_thread(task: Task | None) -> bool:
     """Whether this task is nothing but what a worker thread has called, and waits for."""
-    coroutine: Any = None if task is None else task.get_coro()
-    return _is_anyios(coroutine) and coroutine.cr_code.co_name == _SERVES_THREAD
+    code = getattr(None if task is None else task.get_coro(), "cr_code", None)
+    return code is not None and code.co_name == _SERVES_THREAD and _is_anyios(code)
 
 
 def host_of(task: Task | None, candidates: Iterable[Task]) -> Task | None:
@@ -45,7 +45,7 @@ def host_of(task: Task | None, candidates: Iterable[Task]) -> Task | None:
     for candidate in candidates:
         awaited: Any = candidate.get_coro()
         while inspect.iscoroutine(awaited):
-            if _is_anyios(awaited) and awaited.cr_code.co_name == _STARTS_THREAD:
+            if awaited.cr_code.co_name == _STARTS_THREAD and _is_anyios(awaited.cr_code):
                 if _local(awaited.cr_frame, _SCOPE_THERE) is scope:
                     return candidate
                 break
@@ -112,8 +112,8 @@ def _release(slot: DetachedSlot) -> None:
         slot.release()
 
 
-def _is_anyios(coroutine: Any) -> bool:
-    return inspect.iscoroutine(coroutine) and "anyio" in coroutine.cr_code.co_filename
+def _is_anyios(code: CodeType) -> bool:
+    return "anyio" in code.co_filename
 
 
 def _local(frame: FrameType | None, name: str) -> Any:
