@@ -367,15 +367,19 @@ async def _ask_in_time(gate: Gate, **options: Any) -> None:
         pytest.fail("it was let in")
 
 
+async def _ask_in_vain(gate: Gate, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(TimeoutError):
+            await _ask_in_time(gate)
+
+
 def test_a_timeout_that_has_cancelled_a_wait_is_told() -> None:
     """It can't be seen before. It comes in the task that waited, so that it fails a test whose warnings are errors."""
 
     async def main() -> None:
         gate = Gate(0)
         with pytest.warns(OuterDeadlineWarning, match="timeout of the caller has cancelled") as warned:
-            for _ in range(2):
-                with pytest.raises(TimeoutError):
-                    await _ask_in_time(gate)
+            await _ask_in_vain(gate, 2)
         (one,) = warned  # once for the place
         assert one.filename == __file__
         with pytest.raises(TimeoutError):
