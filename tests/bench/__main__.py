@@ -12,10 +12,11 @@ What is measured, all in one process and one run of it:
   with the start and the end of its task, which a task needs too that is parked by hand;
 - *memory*: what a task takes that waits, by tracemalloc, and what of that a task doesn't take that is parked by hand;
 - *options*: the same gate with one option more, its ratios to the gate as it is shipped;
+- *asyncio*: the gate of trio_mlxgate.anyio on asyncio's own loop, beside what anyio and asyncio have;
 - *position*: one question to the last of many waiters where it stands.
 
-Each is measured in rounds; a round holds one sample of each subject, in random order, each in a trio run of its own.
-A number is the median over the rounds, a ratio the median of the ratios to trio.CapacityLimiter within a round, in
+Each is measured in rounds; a round holds one sample of each subject, in random order, each in a run of its own.
+A number is the median over the rounds, a ratio the median of the ratios to the CapacityLimiter within a round, in
 brackets the middle half of them. Time is CPU time of this process. The body is empty and the same for all, all are
 entered with ``async with``, all have capacity 1. What was imported is frozen (gc.freeze); the garbage collector runs
 before each sample and is off during it, for all alike. "Gate" is the gate as it is shipped: statistics on, log lines
@@ -23,7 +24,7 @@ attached, looking for outer deadlines, the root logger at WARNING, so that no li
 and a bare trio.lowlevel.ParkingLot, which checks and counts nothing. All takes some ten minutes; see also ``--only``.
 
 What is not measured: log lines that are written, ``hold_timeout`` and ``max_wait`` (each adds what a trio.CancelScope
-or an alarm costs), and other clocks and event loops. An empty body makes the differences look large: one request to a
+or an alarm costs), other clocks, and uvloop. An empty body makes the differences look large: one request to a
 server takes a thousand times as long as all of it.
 """
 

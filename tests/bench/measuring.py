@@ -8,13 +8,12 @@ import statistics
 from typing import TYPE_CHECKING
 
 import attrs
-import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.bench.subjects import Subject
-    from tests.bench.workloads import Table, Workload
+    from tests.bench.workloads import Run, Table, Workload
 
 
 @attrs.frozen
@@ -38,7 +37,7 @@ def measure(workload: Workload, table: Table) -> dict[str, Cell]:
     samples: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(workload.rounds):
         for name in random.sample(names, len(names)):
-            samples[name].append(_sample(workload, table.subjects[name]))
+            samples[name].append(_sample(workload, table.subjects[name], table.run))
     reference = samples.get(table.reference)
     cells = {}
     for name, seconds in samples.items():
@@ -52,8 +51,8 @@ def measure(workload: Workload, table: Table) -> dict[str, Cell]:
     return cells
 
 
-def _sample(workload: Workload, make: Callable[[], Subject]) -> float:
-    """One sample, in a trio run of its own; the garbage collector has run before and rests meanwhile."""
+def _sample(workload: Workload, make: Callable[[], Subject], run: Run) -> float:
+    """One sample, in a run of its own; the garbage collector has run before and rests meanwhile."""
 
     async def main() -> float:
         return await workload.measure(make())
@@ -61,6 +60,6 @@ def _sample(workload: Workload, make: Callable[[], Subject]) -> float:
     gc.collect()
     gc.disable()
     try:
-        return trio.run(main)
+        return run(main)
     finally:
         gc.enable()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+import anyio
 import attrs
 import trio
 
-from trio_mlxgate import Gate
+from trio_mlxgate import BaseGate, Gate, anyio as for_anyio
 from trio_mlxgate.priority import DEFAULT_PRIORITY, MAX_PRIORITY
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class Primitive:
 class Gated:
     """A gate: ``async with gate.slot()``. The bodies are those of :class:`Primitive`, letter by letter."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: BaseGate) -> None:
         self._gate = gate
 
     def slot(self) -> AsyncSlot:
@@ -247,6 +249,16 @@ OPTIONS: Final[dict[str, Callable[[], Subject]]] = {
     WATCHED: lambda: Watched(Gate(1)),
 }
 """The gate as it is shipped, and with one option each."""
+
+ASYNCIO_REFERENCE: Final = "anyio.CapacityLimiter"
+"""What the ratios refer to under asyncio."""
+
+ON_ASYNCIO: Final[dict[str, Callable[[], Subject]]] = {
+    ASYNCIO_REFERENCE: lambda: Primitive(anyio.CapacityLimiter(1)),
+    "asyncio.Semaphore": lambda: Primitive(asyncio.Semaphore(1)),
+    SHIPPED: lambda: Gated(for_anyio.Gate(1)),
+}
+"""What is compared under asyncio."""
 
 LINES: Final[dict[str, Callable[[], Subject]]] = {SHIPPED: SUBJECTS[SHIPPED], "Gate, aging": OPTIONS["aging=600"]}
 """The gates whose queues are looked through in different ways."""

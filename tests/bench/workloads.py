@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import random
 import tracemalloc
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.bench.subjects import (
+    ASYNCIO_REFERENCE,
     LINES,
+    ON_ASYNCIO,
     OPTIONS,
     PARKED,
     REFERENCE,
@@ -28,10 +31,13 @@ from trio_mlxgate.outer_deadline import LOOKS_AT_FIRST
 from trio_mlxgate.priority import DEFAULT_PRIORITY
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from tests.bench.subjects import Subject
     from trio_mlxgate.slots import AsyncSlot
+
+Run: TypeAlias = "Callable[[Callable[[], Coroutine[Any, Any, float]]], float]"
+"""Runs an async function to its end."""
 
 WARM_UP: Final = LOOKS_AT_FIRST + 100
 """Of the first calls of a run a gate looks at more than of the later ones, which are what nearly all are."""
@@ -62,6 +68,8 @@ class Table:
     rows: list[Workload]
     turned: bool = False
     """Whether subjects are printed as rows and workloads as columns."""
+    run: Run = trio.run
+    """What starts the run of a sample."""
 
 
 async def uncontended(subject: Subject, *, times: int, warm_up: int) -> float:
@@ -87,6 +95,22 @@ async def contended(subject: Subject, *, waiters: int, times: int, classes: int 
         await wait_all_tasks_blocked()
         start = cpu_seconds()
     return (race.finished - start) / times
+
+
+async def contended_on_asyncio(subject: Subject, *, waiters: int, times: int) -> float:
+    """As :func:`contended`, for asyncio: ``waiters`` tasks wait all the time, in one class."""
+    race = Race(times)
+    async with asyncio.TaskGroup() as group, subject.one():
+        for _ in range(waiters + 1):
+            group.create_task(subject.compete(race, DEFAULT_PRIORITY))
+        for _ in range(5):  # all are in the queue by then
+            await asyncio.sleep(0)
+        start = cpu_seconds()
+    return (race.finished - start) / times
+
+
+def _run_asyncio(main: Callable[[], Coroutine[Any, Any, float]]) -> float:
+    return asyncio.run(main())
 
 
 async def cancelling(subject: Subject, *, waiters: int, times: int) -> float:
@@ -221,6 +245,18 @@ def tables(*, quick: bool) -> list[Table]:
                 Workload("options, contended, 50 waiters", partial(contended, waiters=50, times=short), many),
             ],
             turned=True,
+        ),
+        Table(
+            "us per operation under asyncio; ratio to anyio.CapacityLimiter [middle half of the rounds]",
+            ON_ASYNCIO,
+            ASYNCIO_REFERENCE,
+            [
+                Workload("asyncio, uncontended", partial(uncontended, times=short, warm_up=WARM_UP), many),
+                Workload(
+                    "asyncio, contended, 50 waiters", partial(contended_on_asyncio, waiters=50, times=short), many
+                ),
+            ],
+            run=_run_asyncio,
         ),
         Table(
             f"us for each question where the last waiter stands; ratio to {SHIPPED!r}",
