@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from trio_mlxgate import Gate
+from trio_mlxgate.dialects import ANYIO, TRIO
 from trio_mlxgate.testing import BACKENDS
 
 if TYPE_CHECKING:
+    from trio_mlxgate.dialects import Dialect
     from trio_mlxgate.testing import Backend
 
 _SKIPPED: Final = {
@@ -30,3 +34,19 @@ ASYNCIO: Final = [on_backend(backend) for backend in BACKENDS if backend != "tri
 
 ALL: Final = [on_backend("trio"), *ASYNCIO]
 """Each backend."""
+
+try:
+    _AnyioGate: Any = importlib.import_module("trio_mlxgate.anyio").Gate
+except ModuleNotFoundError:
+    _AnyioGate = None
+
+DRIVERS: Final = [
+    on_backend("trio", Gate, name="Gate-"),
+    *(on_backend(backend, _AnyioGate, name="anyio.Gate-") for backend in BACKENDS if _AnyioGate),
+]
+"""Each driver of the gate, on each backend that it is for."""
+
+
+def dialect_of(driver: type[Gate]) -> Dialect:
+    """In whose words a gate of this class raises errors."""
+    return TRIO if driver is Gate else ANYIO
