@@ -46,6 +46,15 @@ DRIVERS: Final = [
 ]
 """Each driver of the gate, on each backend that it is for."""
 
+FEW_DRIVERS: Final = pytest.mark.parametrize(
+    ("driver", "backend"),
+    [
+        on_backend("trio", Gate, name="Gate-"),
+        *([on_backend("asyncio", _AnyioGate, name="anyio.Gate-")] if _AnyioGate else []),
+    ],
+)
+"""One on trio and one on asyncio, for tests that look for what all have in common."""
+
 
 def dialect_of(driver: type[Gate]) -> Dialect:
     """In whose words a gate of this class raises errors."""
