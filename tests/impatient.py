@@ -161,15 +161,19 @@ class Crowd:
         if (seen.admitted, seen.admitted + seen.cancelled) != (self.entered, self.asked):
             raise Lost(f"{self.asked} calls asked and {self.entered} entered, and the gate says {seen}")
         self.gate.capacity = 3
-        slots = [self.gate.slot_nowait() for _ in range(3)]
-        for slot in slots:  # each in a task of its own, since a task owns one at most
-            await asyncio.create_task(_enter(slot))
-        if self.gate.statistics().in_flight != len(slots):
-            raise Lost(f"of {len(slots)} slots some are missing: {self.gate.statistics()}")
+        over = asyncio.Event()
 
+        async def hold() -> None:
+            with self.gate.slot_nowait():
+                await over.wait()
 
-async def _enter(slot: Any) -> None:
-    slot.__enter__()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(3):
+                tasks.create_task(hold())
+            await asyncio.sleep(0.01)
+            if self.gate.statistics().in_flight != 3:
+                raise Lost(f"of 3 slots some are missing: {self.gate.statistics()}")
+            over.set()
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:
