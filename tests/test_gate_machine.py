@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.drivers import DRIVERS, dialect_of
 from tests.oracle import GRANTED, WAITING, Call, Oracle
-from trio_mlxgate import instrumentation as told
+from trio_mlxgate import Gate, instrumentation as told
 from trio_mlxgate.testing.events import (
     Arrive,
     Cancel,
@@ -35,7 +35,7 @@ from trio_mlxgate.testing.play import play
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_mlxgate import Gate, Slot
+    from trio_mlxgate import Slot
     from trio_mlxgate.testing import Backend
     from trio_mlxgate.testing.harness import Harness
 
@@ -276,7 +276,7 @@ def test_laws_through_the_driver(driver: type[Gate], backend: Backend) -> None:
 
         def factory(capacity: int, **given: Any) -> Gate:
             gates.append(watched_gate(capacity, **given))
-            return gates[0]
+            return cast("Gate", gates[0])
 
         play(factory, capacity, events + end, options, on)
         (gate,) = gates
