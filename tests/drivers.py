@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from trio_mlxgate import Gate
+from trio_mlxgate.anyio import Gate as AnyioGate
 from trio_mlxgate.dialects import ANYIO, TRIO
 from trio_mlxgate.testing import BACKENDS
 
@@ -35,14 +35,9 @@ ASYNCIO: Final = [on_backend(backend) for backend in BACKENDS if backend != "tri
 ALL: Final = [on_backend("trio"), *ASYNCIO]
 """Each backend."""
 
-try:
-    _AnyioGate: Any = importlib.import_module("trio_mlxgate.anyio").Gate
-except ModuleNotFoundError:
-    _AnyioGate = None
-
 DRIVERS: Final = [
     on_backend("trio", Gate, name="Gate-"),
-    *(on_backend(backend, _AnyioGate, name="anyio.Gate-") for backend in BACKENDS if _AnyioGate),
+    *(on_backend(backend, AnyioGate, name="anyio.Gate-") for backend in BACKENDS),
 ]
 """Each driver of the gate, on each backend that it is for."""
 
@@ -50,7 +45,7 @@ FEW_DRIVERS: Final = pytest.mark.parametrize(
     ("driver", "backend"),
     [
         on_backend("trio", Gate, name="Gate-"),
-        *([on_backend("asyncio", _AnyioGate, name="anyio.Gate-")] if _AnyioGate else []),
+        on_backend("asyncio", AnyioGate, name="anyio.Gate-"),
     ],
 )
 """One on trio and one on asyncio, for tests that look for what all have in common."""

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from trio_mlxgate.anyio import Gate
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -194,7 +196,7 @@ def main(arguments: list[str] | None = None, make_gate: Callable[[], GateLike] |
     parser.add_argument("--seed", type=int, default=0, help="of what is done; real time has none")
     options = parser.parse_args(arguments)
     logging.getLogger("trio_mlxgate").setLevel(logging.ERROR)
-    crowd = Crowd((make_gate or _gate)(), options.seed)
+    crowd = Crowd(make_gate() if make_gate is not None else Gate(2, outer_deadline="allow"), options.seed)
     try:
         with asyncio.Runner(loop_factory=lambda: new_loop(options.loop)) as runner:
             runner.run(crowd.run(options.seconds))
@@ -209,12 +211,6 @@ def main(arguments: list[str] | None = None, make_gate: Callable[[], GateLike] |
         print(f"{number:>9} {way}, of which {crowd.gave_up[way]} gave up")
     print(f"{crowd.asked:>9} calls, {crowd.entered} entered, {crowd.looks} times alive on {options.loop}: 0 slots lost")
     return 0
-
-
-def _gate() -> GateLike:
-    from trio_mlxgate.anyio import Gate
-
-    return Gate(2, outer_deadline="allow")
 
 
 if __name__ == "__main__":
