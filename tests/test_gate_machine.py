@@ -199,7 +199,8 @@ _handovers: st.SearchStrategy[list[Event]] = st.builds(
         Cancel(cancel, native),
     ],
     st.integers(0, 3),
-    st.integers(0, 3),
+    # Under asyncio it is one pass to the grant.
+    st.sampled_from([1, 1, 0, 2, 3]),
     st.integers(0, 5),
     st.booleans(),
 )
