@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from trio_mlxgate import Gate
+from trio_mlxgate.anyio import Gate as AnyioGate
+from trio_mlxgate.dialects import ANYIO, TRIO
 from trio_mlxgate.testing import BACKENDS
 
 if TYPE_CHECKING:
+    from trio_mlxgate.dialects import Dialect
     from trio_mlxgate.testing import Backend
 
 _SKIPPED: Final = {
@@ -30,3 +34,23 @@ ASYNCIO: Final = [on_backend(backend) for backend in BACKENDS if backend != "tri
 
 ALL: Final = [on_backend("trio"), *ASYNCIO]
 """Each backend."""
+
+DRIVERS: Final = [
+    on_backend("trio", Gate, name="Gate-"),
+    *(on_backend(backend, AnyioGate, name="anyio.Gate-") for backend in BACKENDS),
+]
+"""Each driver of the gate, on each backend that it is for."""
+
+FEW_DRIVERS: Final = pytest.mark.parametrize(
+    ("driver", "backend"),
+    [
+        on_backend("trio", Gate, name="Gate-"),
+        on_backend("asyncio", AnyioGate, name="anyio.Gate-"),
+    ],
+)
+"""One on trio and one on asyncio, for tests that look for what all have in common."""
+
+
+def dialect_of(driver: type[Gate]) -> Dialect:
+    """In whose words a gate of this class raises errors."""
+    return TRIO if driver is Gate else ANYIO

@@ -2,6 +2,9 @@
 
 Each mutant is an edit of the package's text in a copy of it; the tests run there, with the copy as what is imported.
 ``python -m tests.mutants NAME ...`` runs the mutants of those names alone. The exit status is 1 if one survives.
+
+The mutants of no option run twice: with the tests of the core and of the gate on trio, and, as ``NAME (anyio)``, with
+those of anyio's gate on asyncio's loop alone.
 """
 
 from __future__ import annotations
@@ -22,8 +25,17 @@ import attrs
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 # First the state machines: what a single test sees too, they should see.
-MACHINES: Final = ("tests/core/test_admission_machine.py", "tests/test_gate_machine.py")
-BATTERY: Final = "tests/test_battery.py::test_the_gate_passes"
+MACHINES: Final = (
+    "tests/core/test_admission_machine.py",
+    "tests/test_gate_machine.py::test_laws_through_the_driver[Gate-trio]",
+)
+BATTERY: Final = "tests/test_battery.py::test_the_gate_passes[Gate-trio]"
+ANYIO_TESTS: Final = (
+    "tests/gate/test_abort_settles.py::test_whom_a_cancelled_wait_lets_in_is_woken[anyio.Gate-asyncio-native]",
+    "tests/test_gate_machine.py::test_laws_through_the_driver[anyio.Gate-asyncio]",
+    "tests/test_battery.py::test_the_gate_passes[anyio.Gate-asyncio]",
+)
+"""The tests for ``NAME (anyio)``."""
 TESTS: Final = (*MACHINES, BATTERY, "tests/gate/test_options.py", "tests/gate/test_hooks.py")
 TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "positions": (MACHINES[0], "tests/gate/test_progress.py", BATTERY),
@@ -32,6 +44,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "ends": (*MACHINES, BATTERY, "tests/gate/test_ends.py", "tests/gate/test_orphans.py"),
     "threads": ("tests/gate/test_limiter.py", "tests/gate/test_from_thread.py"),
     "parents": ("tests/gate/test_waits_for_parent.py",),
+    "asyncio": ANYIO_TESTS,
 }
 """The tests for mutants whose names begin so, of what the state machines know little of; all others get TESTS."""
 EXAMPLES: Final = "500"
@@ -100,15 +113,15 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "a cancellable checkpoint between grant and body": (
         Edit(
             "slots.py",
-            _in_method("_acquire", r"^( +)await wait_task_rescheduled\(self\._abort\)"),
-            r"\1\2\n\3await checkpoint()",
+            _in_method("_acquire", r"^( +)self\.waiter = self\.asker = None\n"),
+            r"\1\2\3await runtime.checkpoint()\n",
         ),
     ),
     "a checkpoint inside release": (
         Edit(
             "slots.py",
             r"(async def __aexit__\([\s\S]*?\"\"\"[\s\S]*?\"\"\"\n)",
-            r"\1        with trio.CancelScope(shield=True):\n            await checkpoint()\n",
+            r"\1        await self.gate._runtime.cancel_shielded_checkpoint()\n",
         ),
     ),
     "LIFO in class": (Edit("core/ordering.py", _in_method("take_first", r"last=False"), r"\1last=True"),),
@@ -244,9 +257,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("core/estimates.py", _in_method("mean", r"self\.classes\.get\(priority\)"), r"\1None"),
     ),
     # ---- outer deadline ----
-    "outer deadline: told at every call": (
-        Edit("outer_deadline.py", r"self\._reported\.add\(\(file, line\)\)", "pass"),
-    ),
+    "outer deadline: told at every call": (Edit("outer_deadline.py", r"self\._reported\.add\(site\)", "pass"),),
     "outer deadline: it names our own line": (
         Edit("call_sites.py", r"if module == _TRIOS_MESSENGER or[^\n]*", "if not file:"),
     ),
@@ -255,7 +266,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "outer deadline: raise is now and then": (Edit("outer_deadline.py", r'if policy == "warn":', "if policy:"),),
     "outer deadline: a cancelled wait makes nobody look": (
-        Edit("slots.py", _in_method("_abort", r"^ +gate\._outer_deadlines\.look_more_closely\(\)\n"), r"\1"),
+        Edit("outer_deadline.py", _in_method("wait_was_cancelled", r"^ +self\.look_more_closely\(\)\n"), r"\1"),
     ),
     # ---- hooks ----
     "hooks: who was cancelled when it asked is not told": (
@@ -265,7 +276,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("slots.py", r" or gate\._alarms\.until > self\.arrived_at \+ gate\._starvation_warning:", ":"),
     ),
     "hooks: the grants of a raise are not told": (
-        Edit("gate.py", r"(def capacity\(self, capacity[\s\S]*?)^ +self\._tell_granted\(granted\)\n", r"\1"),
+        Edit("base_gate.py", r"(def capacity\(self, capacity[\s\S]*?)^ +self\._tell_granted\(granted\)\n", r"\1"),
     ),
     "hooks: one that fails is called again": (
         Edit("instrumentation/listeners.py", _in_method("_take_out", r"if other is not listener"), r"\1"),
@@ -297,7 +308,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("ends.py", _in_method("check", r"if task in gate\._owners"), r"\1if task is None"),
     ),
     "ends: what an ended task held stays held": (
-        Edit("ends.py", r"gate\._task_ended\(task\)", "gate._owners.pop(task)"),
+        Edit("trio_runtime.py", r"gate\._task_ended\(task\)", "gate._owners.pop(task)"),
     ),
     "ends: a strict gate hands a lost slot on": (
         Edit("driver.py", _in_method("_take_back", r"breaks = self\._strict and"), r"\1breaks = False and"),
@@ -325,8 +336,36 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "parents: told also if another slot can be had": (
         Edit("ancestors.py", r" or not gate\._admission\.blocked_by\(held, slot\.priority\)", ""),
     ),
+    # ---- asyncio ----
+    "asyncio: a cancellation after the grant is forgotten": (
+        Edit("asyncio_runtime.py", r"^ +task\.cancel\(\*cancelled\.args\)\n[\s\S]*?task\.uncancel\(\)\n", ""),
+    ),
+    "asyncio: a cancellation after the grant counts twice": (
+        Edit("asyncio_runtime.py", r"(task\.cancel\(\*cancelled\.args\)\n[\s\S]*?)task\.uncancel\(\)", r"\1pass"),
+    ),
+    "asyncio: who is cancelled just when it is granted takes the slot along": (
+        Edit("asyncio_runtime.py", _in_method("sleep", r"if waiter\.cancelled\(\):"), r"\1if waiter.done():"),
+        Edit(
+            "slots.py",
+            _in_method("_acquire", r"^ +gate\._released\(self, [^\n]*\n"),
+            r"\1                        pass\n",
+        ),
+    ),
+    "asyncio: who is cancelled leaves the queue later": (
+        Edit(
+            "asyncio_runtime.py",
+            _in_method("cancel", r"^ +self\._abort\(None\)"),
+            r"\1            self.get_loop().call_soon(self._abort, None)",
+        ),
+    ),
+    "asyncio: what an ended task held stays held": (
+        Edit("asyncio_runtime.py", r"gate\._task_ended\(task\)", "gate._owners.pop(task)"),
+    ),
 }
 """Every mutant by name, with its edits."""
+
+CORE: Final = tuple(name for name in MUTANTS if ":" not in name)
+"""The mutants of no option."""
 
 
 @attrs.frozen
@@ -407,25 +446,32 @@ def tests_for(name: str) -> tuple[str, ...]:
     return TESTS_OF.get(name.partition(":")[0], TESTS)
 
 
+def runs_of(names: list[str]) -> list[tuple[str, tuple[Edit, ...], tuple[str, ...]]]:
+    """What is run for the mutants of these names: as what it is told, the edits, the tests."""
+    runs = [(name, MUTANTS[name], tests_for(name)) for name in names]
+    return runs + [(f"{name} (anyio)", MUTANTS[name], ANYIO_TESTS) for name in names if name in CORE]
+
+
 def main(names: list[str]) -> int:
     """Run the mutants of these names (none: all of them), print the table, return the exit status."""
     unknown = [name for name in names if name not in MUTANTS]
     if unknown:
         print(f"no such mutant: {', '.join(unknown)}; there are: {', '.join(MUTANTS)}", file=sys.stderr)
         return 2
+    runs = runs_of(names or list(MUTANTS))
     # What can't be made is told before the long work.
-    for name in names or MUTANTS:
+    for _, edits, _ in runs:
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-            prepare(Path(folder), MUTANTS[name])
+            prepare(Path(folder), edits)
     # First the code as it is: a mutant is only killed by a test that passes without it.
-    unharmed = run_mutant("(the code as it is)", (), tuple(dict.fromkeys([*TESTS, *chain(*TESTS_OF.values())])))
+    unharmed = run_mutant("(the code as it is)", (), tuple(dict.fromkeys(chain(*(tests for _, _, tests in runs)))))
     if unharmed.killed_by is not None:
         print(f"the tests fail without any mutant: {unharmed.killed_by}", file=sys.stderr)
         return 2
     survivors = 0
-    width = max(map(len, MUTANTS))
+    width = max(len(told) for told, _, _ in runs)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for outcome in pool.map(lambda name: run_mutant(name, MUTANTS[name], tests_for(name)), names or MUTANTS):
+        for outcome in pool.map(lambda run: run_mutant(*run), runs):
             survivors += outcome.killed_by is None
             verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
             print(f"{outcome.name:{width}}  {outcome.seconds:5.1f} s  {verdict}", flush=True)

@@ -7,17 +7,24 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+import anyio
 import attrs
 import pytest
-import trio
 
-from tests.drivers import ASYNCIO
+from tests.drivers import ASYNCIO, DRIVERS, FEW_DRIVERS, dialect_of
 from tests.naive_gate import NaiveGate
 from trio_mlxgate import Gate
 from trio_mlxgate.dialects import ANYIO, TRIO
-from trio_mlxgate.testing import OPTIONS, LawBroken, check_gate, events as events_module, play as play_module
+from trio_mlxgate.testing import (
+    OPTIONS,
+    LawBroken,
+    check_gate,
+    events as events_module,
+    harness as harness_module,
+    play as play_module,
+)
 from trio_mlxgate.testing.battery import CHECKS
 from trio_mlxgate.testing.checks_of_cancelling import NATIVE_CHECKS
 
@@ -37,8 +44,9 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
 
 
-def test_the_gate_passes() -> None:
-    check_gate(Gate, options=OPTIONS)
+@pytest.mark.parametrize(("driver", "backend"), DRIVERS)
+def test_the_gate_passes(driver: type[Gate], backend: Backend) -> None:
+    check_gate(driver, options=OPTIONS, backend=backend, dialect=dialect_of(driver))
 
 
 @pytest.mark.parametrize("backend", ASYNCIO)
@@ -64,8 +72,10 @@ def test_each_check_names_its_law(check: object) -> None:
 class Wrapped:
     """The gate's face around a gate; the broken ones below override one thing each."""
 
+    driver: ClassVar[type[Gate]] = Gate
+
     def __init__(self, capacity: int) -> None:
-        self.gate = Gate(capacity, outer_deadline="allow")  # BudgetFromAsking puts one around
+        self.gate = self.driver(capacity, outer_deadline="allow")  # BudgetFromAsking puts one around
 
     @property
     def capacity(self) -> int:
@@ -107,8 +117,7 @@ class LeavesByACheckpoint(Wrapped):
         async def __aexit__(
             self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
         ) -> bool | None:
-            with trio.CancelScope(shield=True):
-                await trio.lowlevel.checkpoint()
+            await anyio.lowlevel.cancel_shielded_checkpoint()
             return await super().__aexit__(exc_type, exc, tb)
 
     def slot(
@@ -121,7 +130,7 @@ class CheckpointBeforeTheBody(Wrapped):
     class _Slot(Around):
         async def __aenter__(self) -> object:
             slot = await super().__aenter__()
-            await trio.lowlevel.checkpoint()  # cancelled here, nobody gives the slot back
+            await anyio.lowlevel.checkpoint()  # cancelled here, nobody gives the slot back
             return slot
 
     def slot(
@@ -175,11 +184,13 @@ class BudgetFromAsking(Wrapped):
     """The hold budget is counted from when the call asks, as with ``fail_after`` around it all."""
 
     class _Slot(Around):
-        def __init__(self, inner: AbstractAsyncContextManager[object], hold_timeout: float) -> None:
+        def __init__(self, outer: Wrapped, inner: AbstractAsyncContextManager[object], hold_timeout: float) -> None:
             super().__init__(inner)
-            self.scope = trio.CancelScope(deadline=trio.current_time() + hold_timeout)
+            self.too_slow = dialect_of(outer.driver).too_slow
+            self.hold_timeout = hold_timeout
 
         async def __aenter__(self) -> object:
+            self.scope = anyio.CancelScope(deadline=anyio.current_time() + self.hold_timeout)
             self.scope.__enter__()
             try:
                 return await super().__aenter__()
@@ -197,12 +208,12 @@ class BudgetFromAsking(Wrapped):
         def _close(self, error: BaseException | None) -> None:
             self.scope.__exit__(None if error is None else type(error), error, None)
             if self.scope.cancelled_caught:
-                raise trio.TooSlowError
+                raise self.too_slow
 
     def slot(
         self, priority: int = 100, *, hold_timeout: float = math.inf, max_wait: float = math.inf
     ) -> AbstractAsyncContextManager[object]:
-        return self._Slot(super().slot(priority, max_wait=max_wait), hold_timeout)
+        return self._Slot(self, super().slot(priority, max_wait=max_wait), hold_timeout)
 
 
 class NobodyOwns(Wrapped):
@@ -246,8 +257,13 @@ class ManyRuns(Wrapped):
             self.gate.statistics()
             self.gate.capacity = self.gate.capacity
         except RuntimeError:
-            self.gate = Gate(self.gate.capacity)
+            self.gate = self.driver(self.gate.capacity)
         return super().slot(priority, hold_timeout=hold_timeout, max_wait=max_wait)
+
+
+def around(driver: type[Gate], broken: type[Wrapped]) -> type[Wrapped]:
+    """The broken gate, around one of this driver."""
+    return type(broken.__name__, (broken,), {"driver": driver})
 
 
 @pytest.mark.parametrize(
@@ -265,13 +281,17 @@ class ManyRuns(Wrapped):
         (ManyRuns, "Law 18"),
     ],
 )
-def test_a_broken_gate_is_told_by_its_law(broken: type[Wrapped], law: str) -> None:
+@FEW_DRIVERS
+def test_a_broken_gate_is_told_by_its_law(
+    broken: type[Wrapped], law: str, driver: type[Gate], backend: Backend
+) -> None:
     with pytest.raises(LawBroken, match=f"^{law}: "):
-        check_gate(broken, rounds=0)
+        check_gate(around(driver, broken), rounds=0, backend=backend, dialect=dialect_of(driver))
 
 
-def test_a_wrapped_gate_that_is_not_broken_passes() -> None:
-    check_gate(Wrapped, rounds=30)
+@FEW_DRIVERS
+def test_a_wrapped_gate_that_is_not_broken_passes(driver: type[Gate], backend: Backend) -> None:
+    check_gate(around(driver, Wrapped), rounds=30, backend=backend, dialect=dialect_of(driver))
 
 
 class LosesASlotToACancelledHolder(Wrapped):
@@ -286,8 +306,8 @@ class LosesASlotToACancelledHolder(Wrapped):
             self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
         ) -> bool | None:
             suppressed = await super().__aexit__(exc_type, exc, tb)
-            if self.outer.capacity == 3 and exc_type is trio.Cancelled:
-                with contextlib.suppress(trio.WouldBlock):
+            if self.outer.capacity == 3 and exc_type is anyio.get_cancelled_exc_class():
+                with contextlib.suppress(dialect_of(self.outer.driver).would_block):
                     self.outer.gate.acquire_detached_nowait()
             return suppressed
 
@@ -297,22 +317,24 @@ class LosesASlotToACancelledHolder(Wrapped):
         return self._Slot(self, super().slot(priority, hold_timeout=hold_timeout, max_wait=max_wait))
 
 
-def test_a_random_sequence_is_told_with_its_events_shortened() -> None:
+@FEW_DRIVERS
+def test_a_random_sequence_is_told_with_its_events_shortened(driver: type[Gate], backend: Backend) -> None:
+    broken = around(driver, LosesASlotToACancelledHolder)
     with pytest.raises(LawBroken) as caught:
-        check_gate(LosesASlotToACancelledHolder, seed=3)
+        check_gate(broken, seed=3, backend=backend, dialect=dialect_of(driver))
     message = str(caught.value)
     assert re.match(r"law 2: \d bodies are inside; .*capacity=3", message)
     assert "Arrive(" in message
     assert "Cancel(" in message
     assert message.count("\n    ") <= 10
     # What it says can be played again as it stands.
-    _, capacity, events = re.split(r"play\(factory, (\d), ", message.removesuffix(")"), maxsplit=1)
-    events = events.rpartition(", Options")[0]
-    names = {name: getattr(events_module, name) for name in dir(events_module)} | {"inf": math.inf}
+    names = {name: getattr(module, name) for module in (events_module, harness_module) for name in dir(module)}
+    names |= {"inf": math.inf, "play": play_module.play, "factory": broken}
+    again = message.partition("play(")[2]
 
     def play_again() -> None:
         for _ in range(20):  # trio shuffles its tasks
-            play_module.play(LosesASlotToACancelledHolder, int(capacity), eval(events, names))
+            eval(f"play({again}", names)
 
     with pytest.raises(LawBroken):
         play_again()

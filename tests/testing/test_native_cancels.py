@@ -87,6 +87,16 @@ class EntersWithoutACheckpoint(NaiveSlot):
         pass
 
 
+class LeavesByACheckpoint(NaiveSlot):
+    """Others run between the body and the end of the hold."""
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        await asyncio.sleep(0)
+        return await super().__aexit__(exc_type, exc, tb)
+
+
 class SwallowsTheBodysCancel(NaiveSlot):
     """A body that was cancelled ends as if nothing had been."""
 
@@ -106,6 +116,7 @@ class SwallowsTheBodysCancel(NaiveSlot):
         (CountsTheCancelTwice, "Law 3"),
         (LeavesTheQueueLate, "Law 10"),
         (EntersWithoutACheckpoint, "Law 5"),
+        (LeavesByACheckpoint, "Law 5"),
         (SwallowsTheBodysCancel, "Law 3"),
     ],
 )

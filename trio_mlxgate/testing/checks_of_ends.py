@@ -142,6 +142,39 @@ def a_slot_of_an_ended_task_is_taken_back(factory: GateFactory, on: Harness) -> 
     on.run(main)
 
 
+def a_slot_of_an_ended_task_is_missing_for_a_pass_at_most(factory: GateFactory, on: Harness) -> None:
+    """Law 2: a slot whose task has ended is taken back in that step; under asyncio, one pass later at the latest."""
+
+    async def main() -> None:
+        gate: Any = factory(1)
+        ended = False
+
+        async def forget() -> None:  # a checkpoint
+            nonlocal ended
+            await gate.slot().__aenter__()
+            await on.tick()
+            ended = True
+
+        async def forget_at_once() -> None:  # noqa: ASYNC910 - no checkpoint
+            nonlocal ended
+            gate.slot_nowait().__enter__()
+            ended = True
+
+        for way in (forget, forget_at_once):
+            ended = False
+            async with on.tasks(native=True) as tasks:
+                tasks.start_soon(way)
+                while not ended:
+                    await on.tick()
+                if on.is_asyncio:
+                    await on.tick()
+                now = gate.statistics()
+                require(now.in_flight == 0, f"the task has ended, and holds its slot: {now}")
+        await empty(gate)
+
+    on.run(main)
+
+
 def a_strict_gate_breaks_when_a_slot_is_lost(factory: GateFactory, on: Harness) -> None:
     """Law 19: with strict=True a lost slot breaks the gate: waiters and newcomers get BrokenResourceError."""
 
@@ -205,7 +238,11 @@ END_CHECKS: Final[dict[str, tuple[Check, ...]]] = {
         a_drained_gate_serves_who_waits,
         who_holds_a_slot_may_not_wait_for_rest,
     ),
-    "strict": (a_slot_of_an_ended_task_is_taken_back, a_strict_gate_breaks_when_a_slot_is_lost),
+    "strict": (
+        a_slot_of_an_ended_task_is_taken_back,
+        a_slot_of_an_ended_task_is_missing_for_a_pass_at_most,
+        a_strict_gate_breaks_when_a_slot_is_lost,
+    ),
     "limiter": (a_borrower_that_waits_twice_gets_no_more_than_there_is,),
 }
 """The single checks of each of these options."""

@@ -119,6 +119,8 @@ class Judge:
         for fate, count in (("admitted", now.admitted), ("cancelled", now.cancelled), ("rejected", now.rejected)):
             seen = sum(call.fate == fate for call in self.calls)
             self.require(seen == count, "4", f"{seen} calls were {fate}")
+        going_on = [call.arrive for call in self.calls if call.cancelled and not call.over]
+        self.require(not going_on, "3", f"cancelled, and they go on as if nothing had been: {going_on}")
         closed = self.ended in ("closed", "broken")
         self.require(not (closed and waiting), "19", f"{len(waiting)} wait although the gate was {self.ended}")
         for call in waiting:
