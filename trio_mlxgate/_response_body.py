@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
@@ -80,11 +81,10 @@ class ResponseBody:
         """
         # First this, and without a checkpoint, since a task of asyncio's can be cancelled at each.
         again, self.closed = self.closed, True
-        await self._runtime.cancel_shielded_checkpoint()
-        if not again:
-            # A generator that another task is running can't be closed; closing the stream ends it.
-            iterator = None if self.reading else self.iterator
-            await self._runtime.to_its_end(lambda: self._close(iterator), f"close response to {self.name}")
+        if again:
+            await cancel_shielded_checkpoint()
+        else:
+            await self._runtime.to_its_end(self._close_all, f"close response to {self.name}")
 
     @enable_ki_protection
     async def close_dropped(self) -> None:
@@ -94,13 +94,18 @@ class ResponseBody:
         handing it over at this moment, in another thread, and of two who close it one fails.
         """
         again, self.closed = self.closed, True
-        await self._runtime.cancel_shielded_checkpoint()
+        await cancel_shielded_checkpoint()
         if again:
             return
         try:
             await self._close(None)
         except Exception:
             _logger.warning("the response to %s was dropped, and closing it failed", self.name, exc_info=True)
+
+    async def _close_all(self) -> None:
+        await checkpoint()
+        # A generator that another task is running can't be closed; closing the stream ends it.
+        await self._close(None if self.reading else self.iterator)
 
     async def _close(self, iterator: AsyncIterator[bytes] | None) -> None:
         start = anyio.current_time()

@@ -70,10 +70,12 @@ class AsyncioRuntime(Runtime):
 
     async def cancel_shielded_checkpoint(self) -> None:
         """Always a checkpoint. A cancellation is noticed at the next one."""
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError as cancelled:
-            _cancel_again(cancelled)
+        # Of a scope of anyio's nothing must be put off: one that has ended meanwhile wouldn't take it back.
+        with anyio.CancelScope(shield=True):
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError as cancelled:
+                _cancel_again(cancelled)
 
     async def to_its_end(self, function: Callable[[], Awaitable[object]], name: str) -> None:
         """Always a checkpoint.
