@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trio_mlxgate._family import Family
     from trio_mlxgate._gated_stream import GatedStream
     from trio_mlxgate.detached_slots import DetachedSlot
-    from trio_mlxgate.runtime import Runtime
+    from trio_mlxgate.runtime import Runtime, SomeTask
     from trio_mlxgate.slots import Slot
 
 STREAMS: Final = frozenset(
@@ -73,20 +73,21 @@ class Exchanges:
 
         Always a checkpoint, and can't be cancelled.
         """
+        for exchange in list(self._running):
+            exchange.give_up()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 2 * self._close_timeout):
             await checkpoint()
-            for exchange in list(self._running):
-                exchange.give_up()
             for exchange in list(self._running):
                 await exchange.ended()
 
     async def close_after_all(self, closer: Callable[[], Awaitable[object]]) -> None:
-        """Call ``closer``: now, or when the last exchange that runs has ended. Always a checkpoint."""
-        await cancel_shielded_checkpoint()
+        """Call ``closer``: now, or when the last exchange that runs has ended. A checkpoint, unless ``closer`` is none."""
         if not self._running:
             await closer()
-        elif self._closer is None:
+            return
+        if self._closer is None:
             self._closer = closer
+        await cancel_shielded_checkpoint()
 
     def end(self, exchange: Exchange) -> Callable[[], Awaitable[object]] | None:
         """This one has ended. Returns what is to be closed now."""
@@ -149,9 +150,9 @@ class Exchange:
         """The run that the slot belongs to."""
         return self._hold.runtime
 
-    def adopt(self) -> None:
-        """The current task is the one that will give the slot back."""
-        self._hold.adopt()
+    def adopt(self, task: SomeTask | None = None) -> None:
+        """The current task, or this one, is the one that will give the slot back."""
+        self._hold.adopt(task)
 
     def release(self) -> None:
         """Give the slot back. Never a checkpoint. The second time it does nothing."""
@@ -209,7 +210,10 @@ class Exchange:
                         self._error = self._family.read_error("the client was closed before the answer was there")
                 if self._stream is None:
                     self.release()
-        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+        except GeneratorExit:  # first, since outside of any run nobody can say what the class of the next one is
+            self._error = self._family.read_error("the run has ended")
+            raise
+        except anyio.get_cancelled_exc_class():
             self._error = self._family.read_error("the run has ended")
             raise
         except BaseException as error:  # noqa: ASYNC103 - the caller's, since a system task that raises ends the run
@@ -310,7 +314,8 @@ class Exchange:
         self._left = True
         if isinstance(self._hold, Loan):
             self._hold.drained = self._done
-        if not self._begun:
+        # Under asyncio some passes go by between the end of the body and that of the task.
+        if not self._begun or self._released:
             return None
         self._scope.deadline = until = anyio.current_time() + self._limit
         if not isinstance(self._hold, Loan):

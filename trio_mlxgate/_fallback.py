@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import trio
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
+from anyio.lowlevel import checkpoint
 
 from trio_mlxgate.errors import GateRefused, QueueFull, WaitTooLong
 from trio_mlxgate.instrumentation import FellBack
@@ -206,15 +206,16 @@ def check_fallback(fallback: object, family: Family) -> Fallback | None:
 
 
 async def has_begun(request: Any, response: Any, family: Family) -> None:
-    """Wait until the first part of the body is here, so that what breaks before it counts. Always a checkpoint.
+    """Wait until the first part of the body is here, so that what breaks before it counts.
+
+    A checkpoint, unless the connection is for another protocol; if it is cancelled the response is closed.
 
     Raises what reading does; and the family's ReadError if an event stream ends before it began. A server that marks
     the end of its answer by closing the connection (``mlx_lm.server``) has no other way to say that it died.
     """
-    # Cancelled here, nobody would close the response.
-    await cancel_shielded_checkpoint()
+    # No checkpoint before that: cancelled there, nobody would close the response.
     if family.switches_protocol(request, response) or await response.stream.peek():
-        return
+        return  # noqa: ASYNC910 - as its docstring says
     kind = response.headers.get("content-type", "").lower()
     if response.status_code == 200 and request.method != "HEAD" and kind.startswith("text/event-stream"):
         raise family.read_error("the event stream ended before its first byte")

@@ -10,13 +10,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
-from anyio.lowlevel import cancel_shielded_checkpoint
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_mlxgate.runtime import Runtime
+    from trio_mlxgate.runtime import Runtime, SomeTask
 
 LEAST_CLOSE_TIMEOUT: Final = 1.0
 """Seconds that closing a response gets even if its hold budget is used up: a connection must be told to go."""
@@ -37,8 +37,8 @@ class Hold(Protocol):
         """The run that it belongs to."""
         ...
 
-    def adopt(self) -> None:
-        """The current task is the one that will give it back."""
+    def adopt(self, task: SomeTask | None = None) -> None:
+        """The current task, or this one, is the one that will give it back."""
         ...
 
     def release(self) -> None:
@@ -79,12 +79,12 @@ class ResponseBody:
         Always a checkpoint, and can't be cancelled. It is given up after ``close_timeout`` seconds, or when the hold
         budget is used up, but not before :data:`LEAST_CLOSE_TIMEOUT` seconds. The second time it does nothing else.
         """
-        await cancel_shielded_checkpoint()
-        if self.closed:
-            return
-        self.closed = True
-        # A generator that another task is running can't be closed; closing the stream ends it.
-        await self._close(None if self.reading else self.iterator)
+        # First this, and without a checkpoint, since a task of asyncio's can be cancelled at each.
+        again, self.closed = self.closed, True
+        if again:
+            await cancel_shielded_checkpoint()
+        else:
+            await self._runtime.to_its_end(self._close_all, f"close response to {self.name}")
 
     @enable_ki_protection
     async def close_dropped(self) -> None:
@@ -93,14 +93,19 @@ class ResponseBody:
         Always a checkpoint. The iterator is left to who closes all dropped generators, the run: the collector may be
         handing it over at this moment, in another thread, and of two who close it one fails.
         """
+        again, self.closed = self.closed, True
         await cancel_shielded_checkpoint()
-        if self.closed:
+        if again:
             return
-        self.closed = True
         try:
             await self._close(None)
         except Exception:
             _logger.warning("the response to %s was dropped, and closing it failed", self.name, exc_info=True)
+
+    async def _close_all(self) -> None:
+        await checkpoint()
+        # A generator that another task is running can't be closed; closing the stream ends it.
+        await self._close(None if self.reading else self.iterator)
 
     async def _close(self, iterator: AsyncIterator[bytes] | None) -> None:
         start = anyio.current_time()
@@ -128,8 +133,8 @@ class ResponseBody:
 
     def _close_in_a_system_task(self) -> None:
         _logger.warning("the response to %s was dropped while it was open; it is closed now", self.name)
-        # Whose request it was isn't the one to close it now, and may wait for the slot like anybody else.
-        self.hold.adopt()
         # It may be refused at the very end of a run, with which all of its slots go.
         with suppress(RuntimeError):
-            self._runtime.spawn(self.close_dropped, f"close dropped response to {self.name}")
+            closer = self._runtime.spawn(self.close_dropped, f"close dropped response to {self.name}")
+            # Whose request it was isn't the one to close it now, and may wait for the slot like anybody else.
+            self.hold.adopt(closer)

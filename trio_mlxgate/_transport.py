@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 import anyio
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
+from anyio.lowlevel import checkpoint
 from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate._drain import Exchanges, own_drain_ended
@@ -173,9 +173,11 @@ class GateTransportBase(Generic[TransportT]):
                     await self._fallback.transport.aclose()  # noqa: ASYNC102
 
     async def _close_open_responses(self) -> None:
-        """Close all at once, so that several that hang take no longer than one; then raise the first error."""
+        """Close all at once, so that several that hang take no longer than one; then raise the first error.
+
+        Always a checkpoint, which comes last: before that a task of asyncio's could be cancelled, and leave them open.
+        """
         self._closings += 1
-        await cancel_shielded_checkpoint()
         errors: list[Exception] = []
 
         async def close(stream: GatedStream) -> None:  # noqa: ASYNC910 - closing is a checkpoint, also where it fails

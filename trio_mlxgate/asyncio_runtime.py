@@ -19,7 +19,7 @@ from trio_mlxgate.detached_slots import DetachedSlot
 from trio_mlxgate.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from contextvars import Context
     from types import FrameType
 
@@ -70,10 +70,33 @@ class AsyncioRuntime(Runtime):
 
     async def cancel_shielded_checkpoint(self) -> None:
         """Always a checkpoint. A cancellation is noticed at the next one."""
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError as cancelled:
-            _cancel_again(cancelled)
+        # Of a scope of anyio's nothing must be put off: one that has ended meanwhile wouldn't take it back.
+        with anyio.CancelScope(shield=True):
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError as cancelled:
+                _cancel_again(cancelled)
+
+    async def to_its_end(self, function: Callable[[], Awaitable[object]], name: str) -> None:
+        """Always a checkpoint.
+
+        In a task of its own: ``Task.cancel()`` ends what a task awaits, through whatever shield of anyio's.
+        """
+        task = self.spawn(lambda: _run(function), name)
+        late: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError as cancelled:
+                    late = cancelled
+        if late is None:
+            task.result()
+            return
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The cancellation goes first, or what cancels would not know that it has arrived.
+            raise late from error
+        raise late
 
     def waiter(self, task: Task, abort: Callable[[Any], Any]) -> _Waiter:  # noqa: ARG002 - see Runtime
         return _Waiter(abort, self.token)
@@ -130,7 +153,12 @@ class AsyncioRuntime(Runtime):
     def spawn(
         self, function: Callable[[], Coroutine[Any, Any, object]], name: str, context: Context | None = None
     ) -> Task:
-        task = self.token.create_task(function(), name=name, context=context)
+        coroutine = function()
+        try:
+            task = self.token.create_task(coroutine, name=name, context=context)
+        except BaseException:
+            coroutine.close()
+            raise
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -173,6 +201,11 @@ class AsyncioRuntime(Runtime):
 
     def marks_of_served_thread(self) -> tuple[object, ...]:
         return held_in_thread.get() if serves_thread(asyncio.current_task()) else ()
+
+
+async def _run(function: Callable[[], Awaitable[object]]) -> None:
+    """A checkpoint if the function is one."""
+    await function()
 
 
 class _Waiter(asyncio.Future[Any]):

@@ -57,9 +57,9 @@ class DetachedSlot(Slot):
         """The run that the slot belongs to."""
         return self.gate._runtime
 
-    def adopt(self) -> None:
-        """The current task is the one that will give the slot back."""
-        self.holder = self.gate._runtime.current_task()
+    def adopt(self, task: SomeTask | None = None) -> None:
+        """The current task, or this one, is the one that will give the slot back."""
+        self.holder = task if task is not None else self.gate._runtime.current_task()
 
     @enable_ki_protection
     def release(self) -> None:

@@ -42,9 +42,9 @@ class Loan:
         """The run that the slot belongs to."""
         return self.slot.gate._runtime
 
-    def adopt(self) -> None:
-        """The current task is the one that will release the loan."""
-        self.holder = self.slot.gate._runtime.current_task()
+    def adopt(self, task: SomeTask | None = None) -> None:
+        """The current task, or this one, is the one that will release the loan."""
+        self.holder = task if task is not None else self.slot.gate._runtime.current_task()
 
     @enable_ki_protection
     def release(self) -> None:

@@ -83,6 +83,14 @@ class Runtime:
         """Let others run; a cancellation is noticed at the next checkpoint."""
         raise NotImplementedError
 
+    async def to_its_end(self, function: Callable[[], Awaitable[object]], name: str) -> None:
+        """Run it to its end, whatever cancels the current task meanwhile, which is noticed afterwards.
+
+        A checkpoint if the function is one. Where it must run in a task of its own, that has the name. To be used for
+        what has an end.
+        """
+        raise NotImplementedError
+
     def waiter(self, task: SomeTask, abort: Callable[[Any], Any]) -> Waiter:
         """What the current task is to be woken by. For one :meth:`sleep`.
 

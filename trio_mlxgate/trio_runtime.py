@@ -58,6 +58,11 @@ class TrioRuntime(Runtime):
     def is_idle(self) -> bool:
         return False
 
+    async def to_its_end(self, function: Callable[[], Awaitable[object]], name: str) -> None:  # noqa: ARG002
+        """A checkpoint if the function is one, which can't be cancelled."""
+        with trio.CancelScope(shield=True):
+            await function()
+
     def waiter(self, task: Task, abort: Callable[[Any], Any]) -> Task:  # noqa: ARG002 - see Runtime
         return task
 

@@ -10,7 +10,6 @@ import anyio
 import attrs
 import httpx
 import pytest
-import trio
 
 import trio_mlxgate.httpx
 
@@ -100,7 +99,7 @@ class Family:
             async def __aiter__(self) -> AsyncIterator[bytes]:
                 try:
                     for part in script.parts:
-                        await trio.sleep(script.part_after)
+                        await anyio.sleep(script.part_after)
                         yield part
                 except GeneratorExit:
                     if script.iterator_close_error is not None:
@@ -110,21 +109,21 @@ class Family:
                     raise script.read_error
 
             async def aclose(self) -> None:
-                await trio.sleep(script.close_after)
+                await anyio.sleep(script.close_after)
                 script.on_close()
-                script.closed.append((self.path, trio.current_time()))
+                script.closed.append((self.path, anyio.current_time()))
                 if script.close_error is not None:
                     raise script.close_error
 
         class Inner(module.AsyncBaseTransport):  # type: ignore[misc, name-defined]
             async def handle_async_request(self, request: Any) -> Any:
-                script.sent.append((request.url.path, trio.current_time()))
+                script.sent.append((request.url.path, anyio.current_time()))
                 script.on_send(request.url.path)
                 script.requests.append(request)
                 try:
-                    await trio.sleep(script.answer_after)
-                except trio.Cancelled:
-                    script.cut.append((request.url.path, trio.current_time()))
+                    await anyio.sleep(script.answer_after)
+                except anyio.get_cancelled_exc_class():
+                    script.cut.append((request.url.path, anyio.current_time()))
                     raise
                 if script.send_error is not None:
                     raise script.send_error
