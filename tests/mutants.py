@@ -266,7 +266,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "outer deadline: raise is now and then": (Edit("outer_deadline.py", r'if policy == "warn":', "if policy:"),),
     "outer deadline: a cancelled wait makes nobody look": (
-        Edit("outer_deadline.py", _in_method("wait_was_cancelled", r"^ +self\.look_more_closely\(\)\n"), r"\1"),
+        Edit("slots.py", _in_method("_abort", r"^ +gate\._outer_deadlines\.look_more_closely\(\)\n"), r"\1"),
     ),
     # ---- hooks ----
     "hooks: who was cancelled when it asked is not told": (
