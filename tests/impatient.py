@@ -71,9 +71,6 @@ class Crowd:
                     raise Lost(f"{self.inside} are inside, and there are {self.most} slots")
                 if milliseconds:
                     await asyncio.sleep(self.after(milliseconds) - loop.time())
-                elif sys.version_info < (3, 13):
-                    # Before, a cancellation that no await of the body has seen outlives asyncio.timeout().
-                    await asyncio.sleep(0)
             finally:
                 self.inside -= 1
 

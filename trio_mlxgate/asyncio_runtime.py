@@ -7,7 +7,7 @@ import math
 import sys
 import weakref
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -38,6 +38,10 @@ _held: Final[ContextVar[tuple[Slot, ...]]] = ContextVar("trio_mlxgate.held", def
 """What the task held, and those above it, when this context was copied from its own, and so when a task was started."""
 
 
+_LATE_IS_LOST: Final = sys.version_info < (3, 13)
+"""Whether asyncio.timeout() takes a cancellation back that was not yet delivered, and it comes out later all the same."""
+
+
 class AsyncioRuntime(Runtime):
     """One event loop of asyncio. To be made while it runs."""
 
@@ -48,6 +52,7 @@ class AsyncioRuntime(Runtime):
         self.clock = loop.time
         # The loop itself has only weak references to tasks.
         self._tasks: set[Task] = set()
+        self.late: weakref.WeakSet[Task] = weakref.WeakSet()
 
     def is_over(self) -> bool:
         return self.token.is_closed()
@@ -98,6 +103,14 @@ class AsyncioRuntime(Runtime):
             raise late from error
         raise late
 
+    async def deliver_late(self) -> None:
+        """A checkpoint if there is a cancellation still to be delivered."""
+        task = asyncio.current_task()
+        if task is not None and task in self.late:
+            self.late.discard(task)
+            if getattr(task, "_must_cancel", False):
+                await asyncio.sleep(0)
+
     def waiter(self, task: Task, abort: Callable[[Any], Any]) -> _Waiter:  # noqa: ARG002 - see Runtime
         return _Waiter(abort, self.token)
 
@@ -110,6 +123,8 @@ class AsyncioRuntime(Runtime):
                 raise
             # It was woken before, so that it is late: as on trio the next checkpoint is to see it.
             _cancel_again(cancelled)
+            if _LATE_IS_LOST:
+                self.late.add(cast("Task", asyncio.current_task()))
             result = waiter.result()
         except GeneratorExit:  # the coroutine is thrown away, with its loop
             waiter.cancel()

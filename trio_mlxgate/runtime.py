@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
     from contextvars import Context
     from types import TracebackType
 
@@ -90,6 +90,12 @@ class Runtime:
         what has an end.
         """
         raise NotImplementedError
+
+    late: Collection[SomeTask] = ()
+    """The tasks whose cancellation came too late for :meth:`sleep`, where asyncio would lose sight of it."""
+
+    async def deliver_late(self) -> None:
+        """Let the current task see such a cancellation now. A checkpoint if there is one still to be delivered."""
 
     def waiter(self, task: SomeTask, abort: Callable[[Any], Any]) -> Waiter:
         """What the current task is to be woken by. For one :meth:`sleep`.

@@ -452,7 +452,10 @@ class AsyncSlot(Slot):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        """Give the slot back. Never a checkpoint. TooSlowError (TimeoutError): ``hold_timeout`` ended the body."""
+        """Give the slot back. Never a checkpoint. TooSlowError (TimeoutError): ``hold_timeout`` ended the body.
+
+        Of asyncio, before Python 3.13: a cancellation that came after the grant is seen here if the body had no await.
+        """
         if self._scope is not None or self._loan is not None or self.task is None:
             return self._leave(exc_type, exc, tb)
         # As _give_back, without the call: this is the path that nearly all calls take.
@@ -468,6 +471,8 @@ class AsyncSlot(Slot):
             wanted = gate._released_wanted
             if wanted():
                 gate._tell(Released, self)
+        if gate._runtime.late and exc is None:
+            await gate._runtime.deliver_late()
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import threading
@@ -425,5 +426,28 @@ def test_a_scope_of_anyio_is_told_before_the_wait(policy: Any) -> None:
         told = pytest.warns(OuterDeadlineWarning) if policy == "warn" else pytest.raises(RuntimeError, match="deadline")
         with told:
             await _hold_in_time(gate)
+
+    run_virtual(main, backend="asyncio")
+
+
+def test_a_timeout_that_ends_in_the_step_of_the_grant_is_not_heard_of_later() -> None:
+    """The body has no await that could see it, and asyncio.timeout() around it must."""
+
+    async def main() -> None:
+        gate = Gate(0, outer_deadline="allow")
+        asyncio.get_running_loop().call_later(1, setattr, gate, "capacity", 1)
+        entered = False
+        # From Python 3.13 on asyncio takes such a cancellation back, and the block ends as if in time.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                async with gate.slot():
+                    entered = True
+        assert entered
+        await asyncio.sleep(1)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        assert gate.statistics().in_flight == 0
+        assert not gate._runtime.late
 
     run_virtual(main, backend="asyncio")

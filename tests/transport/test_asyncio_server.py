@@ -131,7 +131,6 @@ def test_leaving_a_stream_frees_the_slot_and_the_server_sees_it(
 
 async def dropped(box: list[Any]) -> None:
 
-
     box.clear()
     gc.collect()
     await asyncio.sleep(0.2)
