@@ -1,5 +1,8 @@
 """A running asyncio event loop as a gate sees it, whichever loop it is."""
 
+# Here cancellations are put off and delivered again, and what is a checkpoint on asyncio is none for its linter: that
+# is what the noqa comments are for.
+
 from __future__ import annotations
 
 import asyncio
@@ -39,7 +42,7 @@ _held: Final[ContextVar[tuple[Slot, ...]]] = ContextVar("trio_mlxgate.held", def
 
 
 _LATE_IS_LOST: Final = sys.version_info < (3, 13)
-"""Whether asyncio.timeout() takes a cancellation back that was not yet delivered, and it comes out later all the same."""
+"""Whether a cancellation that asyncio.timeout() takes back before it is delivered comes out later all the same."""
 
 
 class AsyncioRuntime(Runtime):
@@ -73,13 +76,13 @@ class AsyncioRuntime(Runtime):
             await asyncio.sleep(0)
         await checkpoint_if_cancelled()
 
-    async def cancel_shielded_checkpoint(self) -> None:
+    async def cancel_shielded_checkpoint(self) -> None:  # noqa: ASYNC910
         """Always a checkpoint. A cancellation is noticed at the next one."""
         # Of a scope of anyio's nothing must be put off: one that has ended meanwhile wouldn't take it back.
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):  # noqa: ASYNC912
             try:
                 await asyncio.sleep(0)
-            except asyncio.CancelledError as cancelled:
+            except asyncio.CancelledError as cancelled:  # noqa: ASYNC103
                 _cancel_again(cancelled)
 
     async def to_its_end(self, function: Callable[[], Awaitable[object]], name: str) -> None:
@@ -89,21 +92,21 @@ class AsyncioRuntime(Runtime):
         """
         task = self.spawn(lambda: _run(function), name)
         late: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):  # noqa: ASYNC912
             while not task.done():
                 try:
                     await asyncio.wait([task])
-                except asyncio.CancelledError as cancelled:
+                except asyncio.CancelledError as cancelled:  # noqa: ASYNC103
                     late = cancelled
         if late is None:
             task.result()
-            return
+            return  # noqa: ASYNC910
         if not task.cancelled() and (error := task.exception()) is not None:
             # The cancellation goes first, or what cancels would not know that it has arrived.
             raise late from error
         raise late
 
-    async def deliver_late(self) -> None:
+    async def deliver_late(self) -> None:  # noqa: ASYNC910
         """A checkpoint if there is a cancellation still to be delivered."""
         task = asyncio.current_task()
         if task is not None and task in self.late:
@@ -118,7 +121,7 @@ class AsyncioRuntime(Runtime):
         """Always a checkpoint."""
         try:
             result = await waiter
-        except asyncio.CancelledError as cancelled:
+        except asyncio.CancelledError as cancelled:  # noqa: ASYNC103
             if waiter.cancelled():
                 raise
             # It was woken before, so that it is late: as on trio the next checkpoint is to see it.
@@ -129,7 +132,7 @@ class AsyncioRuntime(Runtime):
         except GeneratorExit:  # the coroutine is thrown away, with its loop
             waiter.cancel()
             raise
-        return None if result is None else result.unwrap()
+        return None if result is None else result.unwrap()  # noqa: ASYNC910
 
     def wake(self, waiter: _Waiter, result: outcome.Outcome[Any] | None = None) -> None:
         # Errors as values, too: asyncio would complain of one that nobody has come to fetch.

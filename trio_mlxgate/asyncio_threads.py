@@ -93,12 +93,12 @@ class AnyioLimiter(GateLimiter):
             task = asyncio.current_task()
             if task not in self._before:
                 self.release()
-                return
+                return  # noqa: ASYNC910
             work = _work.get()
             _work.set(self._before.pop(task))
             if work is None or not isinstance(exc, asyncio.CancelledError):
                 self.release()
-                return
+                return  # noqa: ASYNC910
             slot = self._take(task)
             slot.mark = slot  # from here on it is no matter of this task
             runtime = slot.runtime

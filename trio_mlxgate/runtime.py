@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from contextvars import Context
     from types import TracebackType
 
@@ -55,7 +55,7 @@ class Timer(Protocol):
 class Runtime:
     """One run of a library, as a gate sees it. This one stands for none: nothing can wait in it."""
 
-    token: object = None
+    token: Any = None
     """What the run is known by."""
 
     clock: Callable[[], float] = staticmethod(lambda: 0.0)
@@ -91,7 +91,7 @@ class Runtime:
         """
         raise NotImplementedError
 
-    late: Collection[SomeTask] = ()
+    late: Any = ()
     """The tasks whose cancellation came too late for :meth:`sleep`, where asyncio would lose sight of it."""
 
     async def deliver_late(self) -> None:
@@ -111,7 +111,7 @@ class Runtime:
         """
         raise NotImplementedError
 
-    def wake(self, waiter: Waiter, result: outcome.Outcome[Any] = ...) -> None:
+    def wake(self, waiter: Waiter, result: outcome.Outcome[Any] | None = None) -> None:
         """Let a sleeping task go on, with the outcome of its sleep. Once for each."""
         raise NotImplementedError
 

@@ -457,7 +457,7 @@ class AsyncSlot(Slot):
         Of asyncio, before Python 3.13: a cancellation that came after the grant is seen here if the body had no await.
         """
         if self._scope is not None or self._loan is not None or self.task is None:
-            return self._leave(exc_type, exc, tb)
+            return self._leave(exc_type, exc, tb)  # noqa: ASYNC910
         # As _give_back, without the call: this is the path that nearly all calls take.
         gate = self.gate
         gate._owners.pop(self.task, None)
@@ -472,8 +472,8 @@ class AsyncSlot(Slot):
             if wanted():
                 gate._tell(Released, self)
         if gate._runtime.late and exc is None:
-            await gate._runtime.deliver_late()
-        return None
+            await gate._runtime.deliver_late()  # noqa: ASYNC102
+        return None  # noqa: ASYNC910
 
 
 class SyncSlot(Slot):

@@ -292,9 +292,10 @@ class ThreadSlot:
         self._runtime = runtime = gate._runtime
         self._check(thread, host)
         asking.set(Asking(site, host or runtime.current_task()))
-        with runtime.scope() as self._scope:
-            if self._unwanted:
-                self._scope.cancel()
+        self._scope = scope = runtime.scope()
+        if self._unwanted:
+            scope.cancel()
+        with scope:
             slot = await gate.acquire_detached(
                 self.priority,
                 max_wait=self._max_wait,
