@@ -34,6 +34,12 @@ class Dialect:
     too_slow: type[Exception]
     """The hold budget has ended."""
 
+    def has_finished(self, message: str) -> Exception:
+        """A ``run_finished`` that says so in these words; anyio's takes none."""
+        error = self.run_finished.__new__(self.run_finished)
+        error.args = (message,)
+        return error
+
 
 TRIO: Final = Dialect(
     name="trio",
