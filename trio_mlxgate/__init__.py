@@ -3,10 +3,11 @@
 # Layers, from the bottom; imports flow downwards only, and tests/test_layering.py proves it:
 #   L0  errors, priority
 #   L1  core                     decides; knows neither trio nor a clock
-#   L2  instrumentation, dialects, runtime, call_sites, trio_runtime, asyncio_runtime, asyncio_threads, bridges,
-#       parking_lot, slots, loan, detached_slots, onlookers, progress, outer_deadline, ancestors, alarms, ends, threads,
-#       refusals, driver, base_gate, gate, mlx, anyio, options, endpoint_gates, _response_body,
-#       _gated_stream, _family, _rewrite, _fallback, _drain, _transport, httpx, httpx2    act
+#   L2  instrumentation, dialects, runtime, call_sites, trio_runtime, asyncio_threads, asyncio_runtime, runs, bridges,
+#       parking_lot, slots, loan, detached_slots, onlookers, progress, outer_deadline, ancestors, alarms, ends,
+#       threads, refusals, driver, parties, crossings, outposts, portal, base_gate, gate, mlx, anyio, options,
+#       endpoint_gates, _response_body, _gated_stream, _family, _rewrite, _fallback, _drain, _transport, httpx,
+#       httpx2    act
 #   L3  echo_server
 #   L5  testing, commands, __main__
 
@@ -46,6 +47,7 @@ from trio_mlxgate.parking_lot import (
     PriorityParkingLot as PriorityParkingLot,
     PriorityParkingLotStatistics as PriorityParkingLotStatistics,
 )
+from trio_mlxgate.portal import Portal as Portal
 from trio_mlxgate.priority import DEFAULT_PRIORITY as DEFAULT_PRIORITY, Priority as Priority
 from trio_mlxgate.progress import Progress as Progress
 from trio_mlxgate.slots import Slot as Slot

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from trio_mlxgate._family import Family
     from trio_mlxgate.base_gate import BaseGate
+    from trio_mlxgate.portal import Portal
 
 FallbackReason: TypeAlias = Literal["unreachable", "wait_too_long", "queue_full", "hold_timeout"]
 """Why a request may go to a fallback."""
@@ -113,7 +114,7 @@ class Fallback:
         self,
         request: Any,
         family: Family,
-        gate: BaseGate,
+        gate: BaseGate | Portal,
         *,
         error: Exception,
         reason: str,

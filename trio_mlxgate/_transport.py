@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.detached_slots import DetachedSlot
     from trio_mlxgate.loan import Loan
+    from trio_mlxgate.portal import Portal
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing a response may take; it can't be cancelled, so it must have an end of its own."""
@@ -86,7 +87,7 @@ class GateTransportBase(Generic[TransportT]):
 
     def __init__(
         self,
-        gate: BaseGate | BaseEndpointGates[Any] | None,
+        gate: BaseGate | Portal | BaseEndpointGates[Any] | None,
         transport: TransportT,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,
@@ -99,7 +100,7 @@ class GateTransportBase(Generic[TransportT]):
         finds = given is None or isinstance(given, BaseEndpointGates)
         if isinstance(given, type) or not (finds or callable(getattr(given, "acquire_detached", None))):
             raise TypeError(
-                "GateTransport's first argument is a Gate, EndpointGates, or None for the gate of the run, "
+                "GateTransport's first argument is a Gate, a Portal, EndpointGates, or None for the gate of the run, "
                 f"not {gate!r}; the inner transport comes second: GateTransport(gate, transport)"
             )
         module = self._family.name
@@ -343,7 +344,7 @@ class GateTransportBase(Generic[TransportT]):
             return None  # a stranger's request is nothing for the other server
         return self._fallback
 
-    def _gate_for(self, request: Any) -> BaseGate:
+    def _gate_for(self, request: Any) -> BaseGate | Portal:
         if self._gate is None:
             return current_mlx_gate()
         # A redirect is a request of its own, and so has the gate of where it leads.

@@ -31,12 +31,20 @@ class Ancestors:
         is told of at some time, and a queue that moves pays little.
         """
         gate = self._gate
-        held: list[Slot] = []
-        owner = None
         # Of a thread that asks, those above the task that waits for the thread count.
         in_thread = asking.get()
+        owner, held = self.held_above(task if in_thread is None else in_thread.host)
+        if owner is None or not gate._admission.blocked_by(held, slot.priority):
+            return
         runtime = gate._runtime
-        for above in runtime.above(task if in_thread is None else in_thread.host):
+        self.report(slot, runtime.name_of(owner), call_site(runtime) if current else site_of(runtime, task))
+
+    def held_above(self, task: SomeTask) -> tuple[SomeTask | None, list[Slot]]:
+        """The nearest task above this one that holds something of the gate, and all that those above hold."""
+        gate = self._gate
+        held: list[Slot] = []
+        owner = None
+        for above in gate._runtime.above(task):
             if above in gate._owners:
                 owner = owner or above
                 held.append(gate._owners[above])
@@ -44,9 +52,10 @@ class Ancestors:
                 open_responses = gate._tied_to(above)
                 owner = owner or (above if open_responses else None)
                 held += open_responses
-        if owner is None or not gate._admission.blocked_by(held, slot.priority):
-            return
-        file, line = site = call_site(runtime) if current else site_of(runtime, task)
+        return owner, held
+
+    def report(self, slot: Slot, parent: str, site: tuple[str, int]) -> None:
+        """A call of this place waits for what the task ``parent`` holds: tell it, the first time."""
         if site not in self._reported:
             self._reported.add(site)
-            gate._tell(details.WaitsForParent, slot, parent=runtime.name_of(owner), site=f"{file}:{line}")
+            self._gate._tell(details.WaitsForParent, slot, parent=parent, site=f"{site[0]}:{site[1]}")

@@ -12,12 +12,10 @@ import math
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
-import trio
 from anyio.lowlevel import RunVar
-from trio.lowlevel import TrioToken, current_trio_token
+from trio.lowlevel import TrioToken
 
 from trio_mlxgate import mlx
-from trio_mlxgate.asyncio_runtime import AsyncioRuntime
 from trio_mlxgate.asyncio_threads import AnyioLimiter
 from trio_mlxgate.base_gate import BaseGate
 from trio_mlxgate.bridges import AsyncioBridge, TrioBridge
@@ -25,8 +23,8 @@ from trio_mlxgate.core.checks import check_capacity
 from trio_mlxgate.dialects import ANYIO
 from trio_mlxgate.endpoint_gates import BaseEndpointGates
 from trio_mlxgate.priority import DEFAULT_PRIORITY, Priority
+from trio_mlxgate.runs import current_run, runtime_of
 from trio_mlxgate.threads import ThreadSlot
-from trio_mlxgate.trio_runtime import TrioRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -34,23 +32,7 @@ if TYPE_CHECKING:
     from trio_mlxgate.bridges import Bridge
     from trio_mlxgate.mlx import GateStatus
     from trio_mlxgate.outer_deadline import OuterDeadline
-    from trio_mlxgate.runtime import Runtime
     from trio_mlxgate.slots import AsyncSlot
-
-
-def _current_run() -> TrioToken | asyncio.AbstractEventLoop:
-    """What the current run is known by. Raises RuntimeError outside of one."""
-    # In trio's guest mode both are there, and a trio task is one of trio's.
-    if trio.lowlevel.in_trio_task():
-        return current_trio_token()
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return current_trio_token()
-
-
-def _runtime_of(run: object) -> Runtime:
-    return TrioRuntime(run) if isinstance(run, TrioToken) else AsyncioRuntime(cast("asyncio.AbstractEventLoop", run))
 
 
 def _limiter_statistics(*, borrowers: list[object], **more: Any) -> anyio.CapacityLimiterStatistics:
@@ -76,8 +58,8 @@ class Gate(BaseGate):
     """
 
     _dialect = ANYIO
-    _current_run = staticmethod(_current_run)
-    _runtime_of = staticmethod(_runtime_of)
+    _current_run = staticmethod(current_run)
+    _runtime_of = staticmethod(runtime_of)
     _limiter_statistics = staticmethod(_limiter_statistics)
     _outside = "works inside a running event loop, of asyncio or of trio; in a thread write 'with gate.from_thread():'"
 
@@ -220,7 +202,7 @@ def configure_mlx_gate(*, capacity: int) -> None:
     """
     check_capacity(capacity)
     try:
-        in_trio = isinstance(_current_run(), TrioToken)
+        in_trio = isinstance(current_run(), TrioToken)
     except RuntimeError:
         in_trio = True  # nor in any other run: kept where trio's is
     if in_trio:
@@ -237,7 +219,7 @@ def configure_mlx_gate(*, capacity: int) -> None:
 def gate_status() -> GateStatus:
     """How busy this run's gate is. Outside of a run, and before the first call, zeros. Never waits."""
     try:
-        if isinstance(_current_run(), TrioToken):
+        if isinstance(current_run(), TrioToken):
             return mlx.gate_status()
         gate = _run_gate.get()
     except (LookupError, RuntimeError):  # no gate in this run yet, or no run
@@ -248,7 +230,7 @@ def gate_status() -> GateStatus:
 
 def _run() -> object:
     try:
-        return _current_run()
+        return current_run()
     except RuntimeError:
         raise RuntimeError(
             "the gate of a run is asked for inside a running event loop, of asyncio or of trio; outside there is "

@@ -181,6 +181,9 @@ class AsyncioRuntime(Runtime):
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def when_over(self, task: Task, function: Callable[[], object]) -> None:
+        task.add_done_callback(lambda _: function())
+
     # ---- tasks ----
 
     def current_task(self) -> Task:

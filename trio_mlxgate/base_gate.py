@@ -20,6 +20,7 @@ from trio_mlxgate.detached_slots import DetachedSlot
 from trio_mlxgate.driver import Driver
 from trio_mlxgate.instrumentation import details
 from trio_mlxgate.instrumentation.logging import LoggingHook
+from trio_mlxgate.portal import Portal
 from trio_mlxgate.priority import DEFAULT_PRIORITY, Priority
 from trio_mlxgate.progress import Progress
 from trio_mlxgate.slots import AsyncSlot, Slot, SyncSlot
@@ -227,6 +228,22 @@ class BaseGate(Driver):
         if not self._is_at_home():
             self._bind()  # says what is wrong
         return self._owners.get(self._runtime.current_task())
+
+    # ---- other runs ----
+
+    @enable_ki_protection
+    def portal(self) -> Portal:
+        """The door of this gate for the other event loops and trio runs of the program; in one run always the same.
+
+        To be asked for in the run that is to own the gate, and handed to the others; see :class:`Portal`.
+
+        Raises:
+          RuntimeError: this is not called inside a run, or the gate belongs to another one that is alive.
+        """
+        self._bind()
+        if self._portal is None:
+            self._portal = Portal(self)
+        return self._portal
 
     # ---- looking and steering ----
 

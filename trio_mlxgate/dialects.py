@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 import attrs
 import trio
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @attrs.frozen(kw_only=True)
@@ -31,11 +28,17 @@ class Dialect:
     busy: type[Exception]
     """Another task is doing what only one may do at a time."""
 
-    run_finished: Callable[[str], Exception]
-    """Makes the error for a run that was asked for something and has ended."""
+    run_finished: type[Exception]
+    """The run that was asked for something has ended; see :meth:`has_finished`."""
 
     too_slow: type[Exception]
     """The hold budget has ended."""
+
+    def has_finished(self, message: str) -> Exception:
+        """A ``run_finished`` that says so in these words; anyio's takes none."""
+        error = self.run_finished.__new__(self.run_finished)
+        error.args = (message,)
+        return error
 
 
 TRIO: Final = Dialect(
@@ -49,20 +52,13 @@ TRIO: Final = Dialect(
 )
 
 
-def _run_finished(message: str) -> Exception:
-    # It takes no message of ours, and older versions of anyio have no name of their own for it.
-    kind: type[Exception] = getattr(anyio, "RunFinishedError", RuntimeError)
-    error = kind()
-    error.args = (message,)
-    return error
-
-
 ANYIO: Final = Dialect(
     name="anyio",
     would_block=anyio.WouldBlock,
     closed=anyio.ClosedResourceError,
     broken=anyio.BrokenResourceError,
     busy=anyio.BusyResourceError,
-    run_finished=_run_finished,
+    # Older versions have no name of their own for it.
+    run_finished=getattr(anyio, "RunFinishedError", RuntimeError),
     too_slow=TimeoutError,
 )

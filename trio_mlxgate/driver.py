@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trio_mlxgate.dialects import Dialect
     from trio_mlxgate.instrumentation import CallDetails, Hook
     from trio_mlxgate.outer_deadline import OuterDeadline
+    from trio_mlxgate.portal import Portal
     from trio_mlxgate.runtime import Runtime, SomeTask
     from trio_mlxgate.slots import Slot
 
@@ -88,6 +89,8 @@ class Driver:
         self._idleness = Idleness(self)
         # How it was ended: "draining", "closed", or "broken".
         self._ended: str | None = None
+        # The door for other runs.
+        self._portal: Portal | None = None
         self._outer_deadlines.look_more_closely()
 
     # ---- the run ----
@@ -102,8 +105,8 @@ class Driver:
             return
         if not self._run_is_over():
             raise RuntimeError(
-                f"{self!r} is in use by another run, which is alive: each needs a gate of its own, and to share one "
-                "there is gate.portal()"
+                f"{self!r} is in use by another run, which is alive. To share it, ask for gate.portal() over there and "
+                "use that here"
             )
         if self._runtime is not NO_RUNTIME:
             # What the ended run left behind is gone with it; its slots still point to the old state.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trio_mlxgate.base_gate import BaseGate
     from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.endpoint_gates import BaseEndpointGates
+    from trio_mlxgate.portal import Portal
 
 
 class QueueFull(errors.QueueFull, httpx.ConnectError):
@@ -45,8 +46,8 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
         client = httpx.AsyncClient(transport=GateTransport())
 
     Args:
-      gate: the gate, or the gates among which a request's URL chooses; None is the gate of the run in which a
-        request is made.
+      gate: the gate, a :class:`trio_mlxgate.Portal` of it, or the gates among which a request's URL chooses; None is
+        the gate of the run in which a request is made.
       transport: what sends the requests; None is a new ``httpx.AsyncHTTPTransport()``. Certificates, limits and
         proxies belong there: a client that is given a transport ignores its own ``verify=``, ``limits=``, ``proxy=``.
       priorities: the priority that each urgency of the ``Priority`` header names.
@@ -77,7 +78,7 @@ class GateTransport(_transport.GateTransportBase[httpx.AsyncBaseTransport], http
 
     def __init__(
         self,
-        gate: BaseGate | BaseEndpointGates[Any] | None = None,
+        gate: BaseGate | Portal | BaseEndpointGates[Any] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,

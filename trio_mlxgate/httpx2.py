@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trio_mlxgate.base_gate import BaseGate
     from trio_mlxgate.core.checks import WhenAbandoned
     from trio_mlxgate.endpoint_gates import BaseEndpointGates
+    from trio_mlxgate.portal import Portal
 
 
 class QueueFull(errors.QueueFull, httpx2.ConnectError):
@@ -83,7 +84,7 @@ class GateTransport(_transport.GateTransportBase[httpx2.AsyncBaseTransport], htt
 
     def __init__(
         self,
-        gate: BaseGate | BaseEndpointGates[Any] | None = None,
+        gate: BaseGate | Portal | BaseEndpointGates[Any] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         *,
         priorities: Mapping[int, int] = URGENCY_PRIORITIES,

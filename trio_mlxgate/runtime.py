@@ -147,6 +147,9 @@ class Runtime:
         """Start a task that belongs to the run and to nobody in it. It is cancelled when the run ends."""
         raise NotImplementedError
 
+    def when_over(self, task: SomeTask, function: Callable[[], object]) -> None:
+        """Call ``function`` when a task of :meth:`spawn` has ended, if that may be before it has begun."""
+
     # ---- tasks ----
 
     def current_task(self) -> SomeTask:

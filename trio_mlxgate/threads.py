@@ -243,7 +243,7 @@ class ThreadSlot:
             if bridge.foreign and isinstance(error, bridge.cancelled):
                 # What was cancelled is a task of ours, which asked in the name of this thread.
                 over = f"the run ended while a thread waited for {self!r}"
-                raise self.gate._dialect.run_finished(over) from None  # noqa: ASYNC104
+                raise self.gate._dialect.has_finished(over) from None  # noqa: ASYNC104
             # A foreign thread may be interrupted while it waits for the answer: Control-C in the main thread.
             self._unwanted = True
             self._send_back()
