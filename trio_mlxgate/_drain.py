@@ -81,7 +81,7 @@ class Exchanges:
                 await exchange.ended()
 
     async def close_after_all(self, closer: Callable[[], Awaitable[object]]) -> None:
-        """Call ``closer``: now, or when the last exchange that runs has ended. A checkpoint, unless ``closer`` is none."""
+        """Call ``closer``: now, or when the last exchange that runs has ended. A checkpoint, if ``closer`` is."""
         if not self._running:
             await closer()
             return

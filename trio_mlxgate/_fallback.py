@@ -205,7 +205,7 @@ def check_fallback(fallback: object, family: Family) -> Fallback | None:
     return fallback
 
 
-async def has_begun(request: Any, response: Any, family: Family) -> None:
+async def has_begun(request: Any, response: Any, family: Family) -> None:  # noqa: ASYNC910 - as it says
     """Wait until the first part of the body is here, so that what breaks before it counts.
 
     A checkpoint, unless the connection is for another protocol; if it is cancelled the response is closed.
@@ -215,7 +215,7 @@ async def has_begun(request: Any, response: Any, family: Family) -> None:
     """
     # No checkpoint before that: cancelled there, nobody would close the response.
     if family.switches_protocol(request, response) or await response.stream.peek():
-        return  # noqa: ASYNC910 - as its docstring says
+        return  # noqa: ASYNC910
     kind = response.headers.get("content-type", "").lower()
     if response.status_code == 200 and request.method != "HEAD" and kind.startswith("text/event-stream"):
         raise family.read_error("the event stream ended before its first byte")

@@ -89,15 +89,15 @@ class AsyncioRuntime(Runtime):
         """
         task = self.spawn(lambda: _run(function), name)
         late: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):  # noqa: ASYNC912
             while not task.done():
                 try:
                     await asyncio.wait([task])
-                except asyncio.CancelledError as cancelled:
+                except asyncio.CancelledError as cancelled:  # noqa: ASYNC103 - raised below
                     late = cancelled
         if late is None:
             task.result()
-            return
+            return  # noqa: ASYNC910 - the task was not done when it was waited for
         if not task.cancelled() and (error := task.exception()) is not None:
             # The cancellation goes first, or what cancels would not know that it has arrived.
             raise late from error

@@ -54,16 +54,16 @@ def get_client(request: Request) -> httpx.AsyncClient:
     return client
 
 
-async def background_slot(gate: Annotated[Gate, Depends(get_gate)]) -> AsyncIterator[Slot]:
+async def background_slot(gate: Annotated[Gate, Depends(get_gate)]) -> AsyncIterator[Slot]:  # noqa: ASYNC900
     """A slot for as long as the route works, and until its response is sent."""
     async with gate.slot(Priority.BACKGROUND, hold_timeout=120, max_wait=600) as slot:
-        yield slot
+        yield slot  # noqa: ASYNC119 - FastAPI makes a context manager of it
 
 
-async def until_sent() -> AsyncIterator[AsyncExitStack]:
+async def until_sent() -> AsyncIterator[AsyncExitStack]:  # noqa: ASYNC900
     """What is entered on this stack is left when the response has been sent, or can't be: the browser has left."""
     async with AsyncExitStack() as stack:
-        yield stack
+        yield stack  # noqa: ASYNC119
 
 
 async def unless_gone(request: Request, wait: Callable[[], Awaitable[Any]]) -> Any:
@@ -116,13 +116,13 @@ async def digest(
     for page in pages:
         answer = await client.post("chat/completions", json={"messages": [{"role": "user", "content": page}]})
         digests.append(answer.raise_for_status().json()["choices"][0]["message"]["content"])
-    return {"digests": digests, "waited": slot.waited}
+    return {"digests": digests, "waited": slot.waited}  # noqa: ASYNC910
 
 
 @app.get("/status")
-async def status(gate: Annotated[Gate, Depends(get_gate)]) -> dict[str, Any]:
+async def status(gate: Annotated[Gate, Depends(get_gate)]) -> dict[str, Any]:  # noqa: ASYNC124, ASYNC910
     seen = gate.statistics()
-    return {
+    return {  # noqa: ASYNC910
         "capacity": seen.capacity,
         "in_flight": seen.in_flight,
         "waiting": dict(seen.waiting_by_priority),
@@ -136,24 +136,18 @@ async def status(gate: Annotated[Gate, Depends(get_gate)]) -> dict[str, Any]:
 # ---- what the gate raises, as HTTP ----
 
 
-def failed(status: int, code: str, message: str, retry_after: float | None = None) -> JSONResponse:
+async def say_why(_: Request, error: Exception) -> JSONResponse:  # noqa: ASYNC124, ASYNC910 - as Starlette wants it
+    status, code, retry_after = 503, "shutting_down", None  # anyio.ClosedResourceError: the gate is closed
+    if isinstance(error, TimeoutError):
+        status, code = 504, "hold_timeout"
+    elif isinstance(error, GateRefused):
+        status, code, retry_after = error.status, error.code, error.retry_after  # 429 or 503
     headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+    return JSONResponse({"error": {"code": code, "message": str(error)}}, status, headers)  # noqa: ASYNC910
 
 
-@app.exception_handler(GateRefused)
-async def refused(request: Request, error: GateRefused) -> JSONResponse:  # noqa: ASYNC910
-    return failed(error.status, error.code, str(error), error.retry_after)  # 429 or 503
-
-
-@app.exception_handler(anyio.ClosedResourceError)
-async def closed(request: Request, error: anyio.ClosedResourceError) -> JSONResponse:  # noqa: ASYNC910
-    return failed(503, "shutting_down", str(error))
-
-
-@app.exception_handler(TimeoutError)
-async def too_slow(request: Request, error: TimeoutError) -> JSONResponse:  # noqa: ASYNC910
-    return failed(504, "hold_timeout", str(error))
+for kind in (GateRefused, TimeoutError, anyio.ClosedResourceError):
+    app.add_exception_handler(kind, say_why)
 
 
 # ---- it shows itself ----

@@ -1,4 +1,4 @@
-"""What a gate can see on asyncio, and what it can't: deadlines of the caller, tasks that end, tasks that wait for each other."""
+"""What a gate can see on asyncio, and what it can not: deadlines of the caller, tasks that end or wait for others."""
 
 from __future__ import annotations
 
