@@ -70,6 +70,7 @@ class Server:
 
     async def comes_to(self, **expected: object) -> None:
         """Wait until the status says so; for 5 s at most."""
+        status: dict[str, Any] = {}
         for _ in range(100):
             status = await self.status()
             if status.items() >= expected.items():

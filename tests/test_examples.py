@@ -14,7 +14,12 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 if not EXAMPLES.exists():
     pytest.skip("the documentation is not here: these are the tests of an installed package", allow_module_level=True)
 
-NEEDS = {"openai_client": "openai", "prometheus_metrics": "prometheus_client", "in_process_mlx": "mlx_lm"}
+NEEDS = {
+    "openai_client": "openai",
+    "fastapi_app": "fastapi",
+    "prometheus_metrics": "prometheus_client",
+    "in_process_mlx": "mlx_lm",
+}
 """What an example needs that may be missing."""
 
 

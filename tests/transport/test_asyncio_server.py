@@ -153,7 +153,7 @@ def test_the_hold_budget(family: tuple[Any, Any], slow_server: Server) -> None:
 def test_cancelled_at_any_moment_nothing_is_lost(family: tuple[Any, Any], loop: str) -> None:
     """The clients leave after 0 to 20 passes of the loop, or so many ms, once or twice; the server works for 5 ms."""
 
-    async def main() -> None:
+    async def main(server: Server) -> None:
         gate = make_gate()
         async with make_client(family, server, gate) as client:
 
@@ -180,7 +180,7 @@ def test_cancelled_at_any_moment_nothing_is_lost(family: tuple[Any, Any], loop: 
             assert gate.statistics().in_flight == 0
 
     with echo_server(service_time=0.005, tokens=3, plain_on_disconnect="stop") as server:
-        run_on(loop, main)
+        run_on(loop, lambda: main(server))
 
 
 def test_abandoned_requests_are_drained(family: tuple[Any, Any], server: Server, loop: str) -> None:
@@ -315,7 +315,8 @@ def test_what_the_sdk_tries_again_queues_again(family: tuple[Any, Any], server: 
                         await sdk.chat.completions.create(model="m", **QUESTION)
                     assert isinstance(error.value.__cause__, trio_mlxgate.WaitTooLong)
 
-                await asyncio.create_task(refused())
+                refusal = asyncio.create_task(refused())
+                await refusal
             assert gate.statistics().rejected_by_reason == {"wait_too_long": 3}
             with use_options(hold_timeout=0.05), pytest.raises(openai.APITimeoutError) as error:
                 await sdk.chat.completions.create(model="m", **QUESTION)

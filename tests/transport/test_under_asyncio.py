@@ -6,7 +6,9 @@ In real time, which is short here; what depends on times is shown under trio, by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import logging
 import threading
 import warnings
@@ -95,7 +97,7 @@ def test_requests_go_out_one_at_a_time_and_the_person_first(family: Family, loop
     run_on(loop, main)
     assert [path for path, _ in family.script.sent] == ["/c", "/d", "/a", "/b"]
     starts = [when for _, when in family.script.sent]
-    assert all(b - a > 0.015 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a > 0.015 for a, b in itertools.pairwise(starts))
 
 
 def test_the_slot_is_kept_until_the_body_is_closed(family: Family, loop: str) -> None:
@@ -351,7 +353,8 @@ def test_no_slot_is_lost_wherever_the_task_is_cancelled(
                         task.result()
                     await comes_to_rest(gate)
                     # Nobody is cancelled who comes now.
-                    assert (await asyncio.create_task(client.get("/next"))).text == "one two three"
+                    following = asyncio.create_task(client.get("/next"))
+                    assert (await following).text == "one two three"
                     await comes_to_rest(gate)
         assert len(family.script.closed) == len(family.script.sent) - len(family.script.cut)
 
@@ -381,10 +384,8 @@ def test_deadlines_of_every_kind_lose_none(family: Family, loop: str, way: str) 
                         except TimeoutError:
                             pass
                     elif way == "wait_for":
-                        try:
+                        with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(client.get("/x"), patience)
-                        except TimeoutError:
-                            pass
                     else:
                         async with anyio.create_task_group() as group:
                             group.start_soon(client.get, "/x")
