@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio.from_thread
 import trio
+from anyio.lowlevel import checkpoint
 from trio.lowlevel import TrioToken, enable_ki_protection
 
 from trio_mlxgate.bridges import AsyncioBridge, TrioBridge
@@ -225,23 +226,32 @@ class Portal:
             raise RuntimeError("from_thread() is for worker threads; in a task use 'async with portal.slot():'")
         token = self._owner.runtime.token
         started_by: Any = None
+        host: Any = None
         worker: Bridge | None = TrioBridge.of_this_worker()
         if worker is not None:
             started_by = trio.from_thread.run_sync(trio.lowlevel.current_trio_token)
+            host = worker.host()
         else:
             worker = AsyncioBridge.of_this_worker()
             if worker is not None:
-                started_by = anyio.from_thread.run_sync(current_run)
+                started_by, host = anyio.from_thread.run(self._who_started_this_thread)
         if worker is not None:
             if started_by is token:
                 return worker
             outpost = self._outposts.get(started_by)
-            if outpost is not None and worker.host() in outpost._owners:
+            if outpost is not None and host in outpost._owners:
                 raise RuntimeError(
                     f"the task that started this thread owns a slot of gate {self.name!r} and waits for the thread, so "
                     "that to wait for another would be to wait for itself. The thread may work without asking"
                 )
         return _ForeignBridge(token)
+
+    async def _who_started_this_thread(self) -> tuple[object, object]:
+        """In a loop of asyncio, called by a worker thread. Always a checkpoint."""
+        await checkpoint()
+        token = current_run()
+        outpost = self._outposts.get(token)
+        return token, None if outpost is None else outpost._runtime.current_host()
 
 
 class _ForeignBridge:
