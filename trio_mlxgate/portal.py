@@ -213,6 +213,7 @@ class Portal:
                     self._outposts.pop(other, None)
             made = (TrioOutpost if isinstance(token, TrioToken) else AsyncioOutpost)(self._owner, token)
             outpost = self._outposts.setdefault(token, made)
+        outpost.party.is_here()
         return outpost
 
     def _bridge(self) -> Bridge:
@@ -223,6 +224,8 @@ class Portal:
             pass
         else:
             raise RuntimeError("from_thread() is for worker threads; in a task use 'async with portal.slot():'")
+        if self._owner.is_gone():
+            raise self.gate._dialect.has_finished(f"the run to which gate {self.name!r} belongs has ended")
         token = self._owner.runtime.token
         started_by: Any = None
         worker: Bridge | None = TrioBridge.of_this_worker()
