@@ -251,7 +251,8 @@ class PortalSlot(AsyncSlot):
     """What :meth:`Portal.slot` returns outside of the gate's own run: ``async with`` it once.
 
     It is an :class:`trio_mlxgate.slots.AsyncSlot`, with ``waited``, ``deadline`` (on the clock of this run) and
-    ``lend()``. What isn't known here is the queue: ``position`` and ``estimated_wait`` are None.
+    ``lend()``. Its ``gate`` stands for the gate in this run, and has its ``name``. What isn't known here is the queue:
+    ``position`` and ``estimated_wait`` are None.
     """
 
     __slots__ = ("crossing",)

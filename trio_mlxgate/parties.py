@@ -27,16 +27,23 @@ class Party:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.thread = threading.current_thread()
+        self._thread = threading.current_thread()
+
+    def is_here(self) -> None:
+        """This is called in that run: note in which thread it is, since an event loop may move to another."""
+        self._thread = threading.current_thread()
 
     def is_gone(self) -> bool:
         """Whether nothing will ever run there again. From any thread."""
-        # An event loop that only stands still may go on.
-        return self.runtime.is_over() or (self.runtime.is_idle() and not self.thread.is_alive())
+        return self._has_no_thread() or self.runtime.is_over()
 
     def tell(self, function: Callable[[], object]) -> bool:
         """Call ``function`` over there, after all that was told before. From any thread; False: it is gone."""
-        return not self.is_gone() and self.runtime.soon_from_anywhere(function)
+        return not self._has_no_thread() and self.runtime.soon_from_anywhere(function)
+
+    def _has_no_thread(self) -> bool:
+        # An event loop that only stands still may go on.
+        return self.runtime.is_idle() and not self._thread.is_alive()
 
 
 class Lookout:
@@ -80,6 +87,7 @@ class Owner(Party):
         return None if isinstance(self.runtime.token, TrioToken) else contextvars.Context()
 
     def add(self, crossing: Crossing) -> None:
+        self.is_here()
         self._calls.setdefault(crossing._outpost, set()).add(crossing)
         # It is refused at the very end of a run, where there is nothing to be guarded any more.
         with suppress(RuntimeError):

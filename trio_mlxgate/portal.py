@@ -214,6 +214,7 @@ class Portal:
                     self._outposts.pop(other, None)
             made = (TrioOutpost if isinstance(token, TrioToken) else AsyncioOutpost)(self._owner, token)
             outpost = self._outposts.setdefault(token, made)
+        outpost.party.is_here()
         return outpost
 
     def _bridge(self) -> Bridge:
@@ -224,6 +225,8 @@ class Portal:
             pass
         else:
             raise RuntimeError("from_thread() is for worker threads; in a task use 'async with portal.slot():'")
+        if self._owner.is_gone():
+            raise self.gate._dialect.has_finished(f"the run to which gate {self.name!r} belongs has ended")
         token = self._owner.runtime.token
         started_by: Any = None
         host: Any = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -109,10 +111,18 @@ def world(backend: str, capacity: int = 1, **options: Any) -> Iterator[World]:
         yield World(run, gate, recorder, run.call(gate.portal), helper)
 
 
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    if sys.version_info >= (3, 12):
+        loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
 RUNS: Final[dict[str, dict[str, Any]]] = {
     "asyncio": {"backend": "asyncio"},
     "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
     "trio": {"backend": "trio"},
+    "eager": {"backend": "asyncio", "backend_options": {"loop_factory": _eager_loop}},
 }
 
 
@@ -120,6 +130,8 @@ def run_caller(kind: str, main: Callable[[], Awaitable[Any]]) -> Any:
     """Run ``main`` in a run of that kind in this thread."""
     if kind == "uvloop":
         pytest.importorskip("uvloop")
+    if kind == "eager" and sys.version_info < (3, 12):
+        pytest.skip("there are no eager tasks before Python 3.12")
     return anyio.run(main, **RUNS[kind])
 
 
@@ -129,7 +141,7 @@ def owner(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["asyncio", "uvloop", "trio"], ids=lambda kind: f"from {kind}")
+@pytest.fixture(params=["asyncio", "uvloop", "eager", "trio"], ids=lambda kind: f"from {kind}")
 def caller(request: pytest.FixtureRequest) -> str:
     """The kind of run that calls."""
     return str(request.param)

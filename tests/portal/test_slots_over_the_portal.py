@@ -33,7 +33,8 @@ def test_a_slot_is_held_for_its_block(owner: str, caller: str) -> None:
     with world(owner) as home:
 
         async def main() -> None:
-            async with home.portal.slot(FOREGROUND) as slot:
+            asked = home.portal.slot(FOREGROUND)
+            async with asked as slot:
                 assert (slot.priority, slot.deadline) == (FOREGROUND, float("inf"))
                 assert slot.waited >= 0
                 assert slot.gate.name == home.gate.name
@@ -42,7 +43,7 @@ def test_a_slot_is_held_for_its_block(owner: str, caller: str) -> None:
             assert home.portal.owned_slot() is None
             assert (await home.portal.statistics()).in_flight == 0
             with pytest.raises(RuntimeError, match="only once"):
-                await slot.__aenter__()
+                await asked.__aenter__()
             with pytest.raises(ZeroDivisionError):
                 async with home.portal.slot():
                     raise ZeroDivisionError
