@@ -90,7 +90,7 @@ def test_one_at_a_time_and_the_clients_timeout_does_not_run_in_the_queue(
 
 @pytest.mark.parametrize("how", ["scope", "Task.cancel", "timeout", "close", "drop"])
 def test_leaving_a_stream_frees_the_slot_and_the_server_sees_it(
-    family: tuple[Any, Any], slow_server: Server, loop: str, how: str
+    family: tuple[Any, Any], slow_server: Server, how: str
 ) -> None:
     async def main() -> None:
         gate = make_gate()
@@ -126,7 +126,7 @@ def test_leaving_a_stream_frees_the_slot_and_the_server_sees_it(
             assert gate.statistics().in_flight == 0
             await slow_server.comes_to(active_jobs=0, abandoned=1)
 
-    run_on(loop, main)
+    run_on("asyncio", main)
 
 
 async def dropped(box: list[Any]) -> None:
@@ -183,7 +183,7 @@ def test_cancelled_at_any_moment_nothing_is_lost(family: tuple[Any, Any], loop: 
         run_on(loop, lambda: main(server))
 
 
-def test_abandoned_requests_are_drained(family: tuple[Any, Any], server: Server, loop: str) -> None:
+def test_abandoned_requests_are_drained(family: tuple[Any, Any], server: Server) -> None:
     async def main() -> None:
         gate = make_gate()
         async with make_client(family, server, gate, abandoned="drain") as client:
@@ -196,7 +196,7 @@ def test_abandoned_requests_are_drained(family: tuple[Any, Any], server: Server,
         status = await server.status()
         assert (status["abandoned"], status["overlaps"]) == (0, 0)
 
-    run_on(loop, main)
+    run_on("asyncio", main)
 
 
 def test_the_fallback_of_a_dead_server(family: tuple[Any, Any], server: Server) -> None:
