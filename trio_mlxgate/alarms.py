@@ -42,6 +42,8 @@ class Alarms:
 
     def _ring(self) -> float:
         """Hear the alarms that are due. Returns when the next one is."""
+        if self._gate._alarms is not self:
+            return math.inf  # the gate is at home elsewhere by now
         admission = self._gate._admission
         self._act_on(admission.pass_time(self._gate._clock()))
         self.until = admission.next_alarm()

@@ -101,7 +101,8 @@ class Gate(BaseGate):
         """A slot to be used once by a worker thread, with a plain ``with``; entering blocks the thread.
 
         Any thread may ask. One that anyio has started (``anyio.to_thread.run_sync``) is asked for by the task that
-        waits for it, and leaves the queue when that task is cancelled (but not if the task abandons it). Others, such
+        waits for it, and leaves the queue when that task is cancelled (but not if the task abandons it, as it does when
+        ``Task.cancel()`` ends its wait). Others, such
         as those of ``asyncio.to_thread``, ask the run that uses the gate, or ``loop``, and can't be cancelled. There
         is no ``hold_timeout``: nothing can interrupt a thread, and to give its slot back while it runs would let one
         more in beside it.

@@ -9,10 +9,11 @@ import asyncio
 import math
 import sys
 import weakref
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
+import outcome
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from trio_mlxgate.asyncio_threads import host_of, serves_thread
@@ -23,10 +24,7 @@ from trio_mlxgate.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
-    from contextvars import Context
     from types import FrameType
-
-    import outcome
 
     from trio_mlxgate.driver import Driver
     from trio_mlxgate.slots import Slot
@@ -39,10 +37,6 @@ _EXPIRES: Final = "_on_timeout"
 
 _held: Final[ContextVar[tuple[Slot, ...]]] = ContextVar("trio_mlxgate.held", default=())
 """What the task held, and those above it, when this context was copied from its own, and so when a task was started."""
-
-
-_LATE_IS_LOST: Final = sys.version_info < (3, 13)
-"""Whether a cancellation that asyncio.timeout() takes back before it is delivered comes out later all the same."""
 
 
 class AsyncioRuntime(Runtime):
@@ -114,20 +108,24 @@ class AsyncioRuntime(Runtime):
             if getattr(task, "_must_cancel", False):
                 await asyncio.sleep(0)
 
-    def waiter(self, task: Task, abort: Callable[[Any], Any]) -> _Waiter:  # noqa: ARG002 - see Runtime
-        return _Waiter(abort, self.token)
+    async def late_checkpoint(self) -> None:
+        """Always a checkpoint. A scope of anyio's doesn't cancel it, ``Task.cancel()`` does."""
+        with anyio.CancelScope(shield=True):
+            await asyncio.sleep(0)
+
+    def waiter(self, task: Task, abort: Callable[[Any], Any], *, put_off: bool = False) -> _Waiter:  # noqa: ARG002
+        return _Waiter(abort, self.token, put_off)
 
     async def sleep(self, waiter: _Waiter, abort: Callable[[Any], Any]) -> Any:  # noqa: ARG002 - see Runtime
         """Always a checkpoint."""
         try:
             result = await waiter
         except asyncio.CancelledError as cancelled:  # noqa: ASYNC103
-            if waiter.cancelled():
+            if waiter.cancelled() or not waiter.put_off or isinstance(waiter.result(), outcome.Error):
                 raise
-            # It was woken before, so that it is late: as on trio the next checkpoint is to see it.
+            # It was woken before, so that this is late: as on trio the next checkpoint is to see it.
             _cancel_again(cancelled)
-            if _LATE_IS_LOST:
-                self.late.add(cast("Task", asyncio.current_task()))
+            self.late.add(cast("Task", asyncio.current_task()))
             result = waiter.result()
         except GeneratorExit:  # the coroutine is thrown away, with its loop
             waiter.cancel()
@@ -138,8 +136,8 @@ class AsyncioRuntime(Runtime):
         # Errors as values, too: asyncio would complain of one that nobody has come to fetch.
         try:
             waiter.set_result(result)
-        except RuntimeError:
-            if not self.token.is_closed():
+        except (RuntimeError, asyncio.InvalidStateError):  # the loop is gone, and its tasks are thrown away
+            if not waiter.get_loop().is_closed():
                 raise
 
     def scope(self, *, deadline: float = math.inf) -> anyio.CancelScope:
@@ -232,19 +230,23 @@ async def _run(function: Callable[[], Awaitable[object]]) -> None:
 class _Waiter(asyncio.Future[Any]):
     """What a task waits for. When the task is cancelled it learns so in the same step: ``Task.cancel()`` cancels it."""
 
-    def __init__(self, abort: Callable[[Any], Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, abort: Callable[[Any], Any], loop: asyncio.AbstractEventLoop, put_off: bool) -> None:
         super().__init__(loop=loop)
         self._abort = abort
+        self.put_off = put_off
         self.timed_out = False
         """Whether a timeout of asyncio's has cancelled it."""
 
     def cancel(self, msg: Any = None) -> bool:
         # First this, since a hook that is told of it may raise what is no Exception.
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self.timed_out = _is_called_by_a_timeout()
-            self._abort(None)
-        return cancelled
+        if self.done():
+            return False
+        try:
+            return super().cancel(msg)
+        finally:  # on a closed loop it raises, and is cancelled all the same
+            if self.cancelled():
+                self.timed_out = _is_called_by_a_timeout()
+                self._abort(None)
 
 
 def _is_called_by_a_timeout() -> bool:
@@ -279,7 +281,11 @@ class _Timer:
 
     def _due(self) -> None:
         self._handle = None
-        deadline = self._ring()
+        try:
+            deadline = self._ring()
+        except BaseException:  # of a hook, and no Exception: the loop goes on, and so must this
+            self._handle = self._loop.call_at(self._loop.time(), self._due)
+            raise
         if deadline < math.inf:
             self._handle = self._loop.call_at(deadline, self._due)
 
@@ -298,7 +304,8 @@ class _Owners(dict["Task", "Slot"]):
         self._runtime.holds(slot)
         if task not in self._watched:
             self._watched.add(task)
-            task.add_done_callback(self._ended)
+            # In a context of its own: in this one there is the slot, and so the gate.
+            task.add_done_callback(self._ended, context=Context())
 
     def _ended(self, task: Task) -> None:
         gate = self._gate()

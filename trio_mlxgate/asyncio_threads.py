@@ -6,11 +6,12 @@ import asyncio
 import inspect
 import sys
 import weakref
-from contextvars import ContextVar
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from trio.lowlevel import enable_ki_protection
 
+from trio_mlxgate.call_sites import held_in_thread
 from trio_mlxgate.threads import GateLimiter
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # abandoned gives its slot back too early; tests watch for that.
 _STARTS_THREAD: Final = "run_sync_in_worker_thread"
 _SCOPE_THERE: Final = "worker_scope"
+_CONTEXT: Final = "context"
 _SERVES_THREAD: Final = "task_wrapper"
 _SCOPE_HERE: Final = "scope"
 
@@ -53,24 +55,17 @@ def host_of(task: Task | None, candidates: Iterable[Task]) -> Task | None:
     return None
 
 
-class _Work:
-    """Lives as long as the context in which a thread works."""
-
-
-_work: Final[ContextVar[_Work | None]] = ContextVar("trio_mlxgate.work", default=None)
-
-
 class AnyioLimiter(GateLimiter):
     """The gate's limiter for ``anyio.to_thread.run_sync``.
 
     Under asyncio that one leaves its limiter when its task is cancelled, although the thread may work on, so that one
-    more would be let in beside it. Here a slot that is left so goes back when the thread's context is gone.
+    more would be let in beside it. Here a slot that is left so goes back when the thread is done with its context.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # Of the tasks that wait for threads: what their contexts held before.
-        self._before: dict[Task, _Work | None] = {}
+        # Of the tasks that wait for threads: what the slot is known by in the thread, and what was known before.
+        self._marks: dict[Task, tuple[object, tuple[object, ...]]] = {}
 
     if not TYPE_CHECKING:  # as in GateLimiter
 
@@ -78,12 +73,13 @@ class AnyioLimiter(GateLimiter):
         async def __aenter__(self) -> None:
             """:meth:`acquire`. Always a checkpoint."""
             await self.acquire()
-            caller = sys._getframe(1)
             task = asyncio.current_task()
-            if task is not None and caller.f_code.co_name == _STARTS_THREAD:
-                self._before[task] = _work.get()
+            if task is not None and sys._getframe(1).f_code.co_name == _STARTS_THREAD:
+                before = held_in_thread.get()
+                mark = object()
+                self._marks[task] = mark, before
                 # anyio copies this context for the thread, after this.
-                _work.set(_Work())
+                held_in_thread.set((*before, mark))
 
         @enable_ki_protection
         async def __aexit__(  # noqa: ASYNC910 - like that of anyio's limiter
@@ -91,20 +87,27 @@ class AnyioLimiter(GateLimiter):
         ) -> None:
             """:meth:`release`, or see to it that it comes when the thread has ended. Never a checkpoint."""
             task = asyncio.current_task()
-            if task not in self._before:
+            if task not in self._marks:
                 self.release()
                 return  # noqa: ASYNC910
-            work = _work.get()
-            _work.set(self._before.pop(task))
-            if work is None or not isinstance(exc, asyncio.CancelledError):
+            mark, before = self._marks.pop(task)
+            held_in_thread.set(before)
+            caller = sys._getframe(1)
+            context = _local(caller, _CONTEXT) if isinstance(exc, asyncio.CancelledError) else None
+            if not isinstance(context, Context):
                 self.release()
                 return  # noqa: ASYNC910
-            slot = self._take(task)
-            slot.mark = slot  # from here on it is no matter of this task
-            runtime = slot.runtime
-            weakref.finalize(work, runtime.soon_from_anywhere, lambda: _release(slot)).atexit = False
+            slot = self._take(self._current_task())
+            slot.mark = mark  # from here on it is the thread's
+            weakref.finalize(context, slot.runtime.soon_from_anywhere, lambda: _release(slot)).atexit = False
             # The frame that has left us has the context, too, and lives as long as the traceback of its cancellation.
-            asyncio.get_running_loop().call_soon(sys._getframe(1).clear)
+            asyncio.get_running_loop().call_soon(_forget, caller)
+
+
+def _forget(frame: FrameType) -> None:
+    frame.clear()
+    # Before Python 3.13 they were copied when they were looked at, and are copied anew now that there are none.
+    _ = frame.f_locals
 
 
 def _release(slot: DetachedSlot) -> None:

@@ -61,7 +61,11 @@ class Progress:
 
             self._watcher = runtime.waiter(runtime.current_task(), abort)
             board.watch(self)
-            outlook: Outlook | None = await runtime.sleep(self._watcher, abort)
+            try:
+                outlook: Outlook | None = await runtime.sleep(self._watcher, abort)
+            except BaseException:
+                self._latest = None  # on asyncio it may be lost: to be told again
+                raise
             if outlook is not None:
                 return outlook
         else:
@@ -123,6 +127,8 @@ class ProgressBoard(Onlooker):
         """Tell all who have something new to see."""
         self._will_look = False
         gate = self._gate
+        if gate._board is not self:
+            return  # the gate is at home elsewhere by now
         admission = gate._admission
         slots = {progress._slot for progress in self._watching}
         outlooks = admission.outlooks(slots, gate._clock())

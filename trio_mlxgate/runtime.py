@@ -92,12 +92,19 @@ class Runtime:
         raise NotImplementedError
 
     late: Any = ()
-    """The tasks whose cancellation came too late for :meth:`sleep`, where asyncio would lose sight of it."""
+    """The tasks whose cancellation was put off by :meth:`sleep`, on asyncio."""
 
     async def deliver_late(self) -> None:
-        """Let the current task see such a cancellation now. A checkpoint if there is one still to be delivered."""
+        """Let the current task see such a cancellation now, if it hasn't yet: then it is a checkpoint."""
 
-    def waiter(self, task: SomeTask, abort: Callable[[Any], Any]) -> Waiter:
+    async def late_checkpoint(self) -> None:
+        """Let others run, after what has happened can't be undone by a cancellation. Always a checkpoint.
+
+        On trio it can't be cancelled. On asyncio it can, since a task that is cancelled and returns loses its value.
+        """
+        raise NotImplementedError
+
+    def waiter(self, task: SomeTask, abort: Callable[[Any], Any], *, put_off: bool = False) -> Waiter:
         """What the current task is to be woken by. For one :meth:`sleep`.
 
         ``abort`` is called, in the very step of the cancellation, if the sleep is cancelled before it is ended.
@@ -107,7 +114,8 @@ class Runtime:
     def sleep(self, waiter: Waiter, abort: Callable[[Any], Any]) -> Awaitable[Any]:
         """Sleep until :meth:`wake`; gives the value of its outcome. Always a checkpoint.
 
-        A cancellation that comes after the wake is noticed at the next checkpoint and not here.
+        On trio, a cancellation that comes after the wake is noticed at the next checkpoint and not here. On asyncio so,
+        too, if ``put_off`` was said and the outcome is a value; else the cancellation is raised, and the outcome lost.
         """
         raise NotImplementedError
 

@@ -247,6 +247,15 @@ class Slot(Ticket):
             admission.turn_away(self)
             gate._tell(Cancelled, self)
             raise
+        if admission is not gate._admission:
+            # A loop of asyncio can stand still meanwhile, while another one takes over the gate.
+            try:
+                gate._bind()
+            except BaseException:
+                self._be_mistaken()
+                raise
+            self._admission = admission = gate._admission
+            runtime = gate._runtime
         if gate._tied and not admission.admits(self.priority) and gate._waits_for_itself(self, task):
             self._be_mistaken()
             raise RuntimeError(
@@ -297,21 +306,25 @@ class Slot(Ticket):
             if self.state is _WAITING:
                 abort = self._abort
                 self.asker = task
-                self.waiter = waiter = runtime.waiter(task, abort)
+                self.waiter = waiter = runtime.waiter(task, abort, put_off=not self.detached)
                 try:
                     # The giver records the grant, so once this returns there is nothing left that could fail.
                     await runtime.sleep(waiter, abort)
                 except BaseException:
                     if runtime.timed_out(waiter):
                         gate._outer_deadlines.has_cancelled(self.outer_deadline, runtime)
-                    # asyncio throws coroutines away.
+                    # asyncio throws coroutines away, and cancels what was granted.
                     if self.state is _GRANTED:  # type: ignore[comparison-overlap] # as below
                         gate._released(self, admission.release(self, clock()))  # type: ignore[unreachable]
                     raise
                 self.waiter = self.asker = None
             elif self.state is _GRANTED:  # type: ignore[unreachable] # mypy takes the state for settled
                 # A hook that was told of the wait has raised the capacity: the slot is here before the task slept.
-                await runtime.cancel_shielded_checkpoint()
+                try:
+                    await runtime.late_checkpoint()
+                except BaseException:
+                    gate._released(self, admission.release(self, clock()))
+                    raise
             else:
                 # A hook that was told of the wait has asked with the same key, or has closed the gate.
                 await self._be_refused()
@@ -382,7 +395,7 @@ class Slot(Ticket):
         error = gate._refusal(self)
         if self.place is None:  # else it was told by whoever sent it away from the queue
             gate._refused(self)
-        await gate._runtime.cancel_shielded_checkpoint()
+        await gate._runtime.late_checkpoint()
         raise error
 
     def _hold_detached(self, task: SomeTask) -> None:
@@ -403,6 +416,9 @@ class Slot(Ticket):
         try:
             # May raise: a generator that was abandoned inside the block is closed from another task.
             suppress = scope.__exit__(exc_type, exc, tb)
+        except BaseException:
+            scope.deadline = inf  # nobody is there any more whom it could interrupt
+            raise
         finally:
             self._give_back()
         if scope.cancelled_caught:
@@ -454,10 +470,13 @@ class AsyncSlot(Slot):
     ) -> bool | None:
         """Give the slot back. Never a checkpoint. TooSlowError (TimeoutError): ``hold_timeout`` ended the body.
 
-        Of asyncio, before Python 3.13: a cancellation that came after the grant is seen here if the body had no await.
+        Under asyncio, a cancellation that came after the grant is seen here if the body had no await.
         """
         if self._scope is not None or self._loan is not None or self.task is None:
-            return self._leave(exc_type, exc, tb)  # noqa: ASYNC910
+            result = self._leave(exc_type, exc, tb)
+            if self.gate._runtime.late and not isinstance(exc, GeneratorExit):
+                await self.gate._runtime.deliver_late()  # noqa: ASYNC102
+            return result  # noqa: ASYNC910
         # As _give_back, without the call: this is the path that nearly all calls take.
         gate = self.gate
         gate._owners.pop(self.task, None)
@@ -471,7 +490,7 @@ class AsyncSlot(Slot):
             wanted = gate._released_wanted
             if wanted():
                 gate._tell(Released, self)
-        if gate._runtime.late and exc is None:
+        if gate._runtime.late and not isinstance(exc, GeneratorExit):
             await gate._runtime.deliver_late()  # noqa: ASYNC102
         return None  # noqa: ASYNC910
 

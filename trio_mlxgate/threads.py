@@ -224,10 +224,10 @@ class ThreadSlot:
         """Wait for the slot; blocks the thread.
 
         Raises:
-          trio.Cancelled, concurrent.futures.CancelledError: the task that started this thread was cancelled before the
-            grant, of trio or of asyncio.
+          trio.Cancelled, asyncio.CancelledError: the task that started this thread was cancelled before the grant.
           RunFinishedError: the run has ended, or does so while this thread waits.
-          RuntimeError: this thread, or the task that started it, holds a slot already, for which it would wait; or
+          RuntimeError: this thread, or the task that started it (by way of trio or anyio), holds a slot already, for
+            which it would wait; or
             the thread is no worker of a run, and the gate is not in use by one; or this is the run's own thread.
           WaitTooLong, QueueFull, Superseded, ClosedResourceError, BrokenResourceError: as :meth:`Gate.slot`.
         """

@@ -42,6 +42,7 @@ class TrioRuntime(Runtime):
     checkpoint = staticmethod(trio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     cancel_shielded_checkpoint = staticmethod(trio.lowlevel.cancel_shielded_checkpoint)
+    late_checkpoint = staticmethod(trio.lowlevel.cancel_shielded_checkpoint)
     wake = staticmethod(trio.lowlevel.reschedule)  # type: ignore[assignment] # its parameters have other names
     current_task = staticmethod(trio.lowlevel.current_task)
     effective_deadline = staticmethod(trio.current_effective_deadline)
@@ -66,7 +67,7 @@ class TrioRuntime(Runtime):
         with trio.CancelScope(shield=True):
             await function()
 
-    def waiter(self, task: Task, abort: Callable[[Any], Any]) -> Task:  # noqa: ARG002 - see Runtime
+    def waiter(self, task: Task, abort: Callable[[Any], Any], *, put_off: bool = False) -> Task:  # noqa: ARG002
         return task
 
     def sleep(self, waiter: Task, abort: Callable[[Any], Any]) -> Awaitable[Any]:  # noqa: ARG002 - see Runtime

@@ -8,6 +8,7 @@ import contextvars
 import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import anyio
@@ -456,3 +457,114 @@ def test_a_timeout_that_ends_in_the_step_of_the_grant_is_not_heard_of_later() ->
         assert not gate._runtime.late
 
     run_virtual(main, backend="asyncio")
+
+
+# ---- a cancellation that comes too late, or at a bad time ----
+
+
+@pytest.mark.parametrize("how", ["a task", "gather", "the limiter"])
+def test_a_detached_slot_that_is_cancelled_after_the_grant_goes_back(how: str) -> None:
+    """A task that is cancelled and returns loses what it returns."""
+
+    async def main() -> None:
+        gate = Gate(1)
+        first = await gate.acquire_detached()
+        match how:
+            case "gather":
+                asking: Any = asyncio.gather(gate.acquire_detached())
+            case "a task":
+                asking = asyncio.create_task(gate.acquire_detached())
+            case _:
+                asking = asyncio.create_task(gate.limiter().acquire_on_behalf_of("somebody"))
+        await asyncio.sleep(1)
+        first.release()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert gate.statistics().in_flight == 0
+
+    run_virtual(main, backend="asyncio")
+
+
+@pytest.mark.parametrize("body", ["empty", "fails", "has a budget"])
+def test_a_late_timeout_is_heard_of_inside_of_it(body: str) -> None:
+    async def main() -> None:
+        gate = Gate(0, outer_deadline="allow")
+        asyncio.get_running_loop().call_later(1, setattr, gate, "capacity", 1)
+        options = {"hold_timeout": 9.0} if body == "has a budget" else {}
+        with contextlib.suppress(TimeoutError, ValueError):
+            async with asyncio.timeout(1), gate.slot(**options):
+                if body == "fails":
+                    raise ValueError
+        await asyncio.sleep(1)
+        assert gate.statistics().in_flight == 0
+
+    run_virtual(main, backend="asyncio")
+
+
+def test_a_timeout_that_ends_as_the_call_is_refused_is_heard_of_inside_of_it() -> None:
+    async def main() -> None:
+        gate = Gate(0, outer_deadline="allow")
+        with contextlib.suppress(TimeoutError, trio_mlxgate.WaitTooLong):
+            async with asyncio.timeout(1), gate.slot(max_wait=1):
+                pytest.fail("it was let in")
+        await asyncio.sleep(1)
+
+    run_virtual(main, backend="asyncio")
+
+
+def test_who_asks_while_the_gate_goes_to_another_loop_is_not_let_in_beside_those_there() -> None:
+    gate = Gate(1)
+    loop = asyncio.new_event_loop()
+    asking = loop.create_task(hold(gate, 0))
+    loop.call_soon(loop.stop)
+    loop.run_forever()  # it stands still while the task is at its first checkpoint
+
+    async def main() -> None:
+        async with gate.slot():
+            with pytest.raises(RuntimeError, match="another run"):
+                await asyncio.to_thread(loop.run_until_complete, asking)
+            assert gate.statistics().in_flight == 1
+
+    try:
+        asyncio.run(main())
+    finally:
+        loop.close()
+
+
+def test_a_hook_that_fails_at_an_alarm_does_not_silence_the_next() -> None:
+    class Stop(BaseException):
+        pass
+
+    class Hook:
+        def interest(self, *kinds: type[told.Details]) -> Any:
+            return lambda: True
+
+        def __call__(self, details: told.Details) -> None:
+            if isinstance(details, told.Rejected):
+                raise Stop
+
+    async def main() -> None:
+        gate = Gate(0, hooks=[Hook()])
+        heard: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context.get("exception")))
+        for _ in range(2):
+            with pytest.raises(trio_mlxgate.WaitTooLong):
+                await hold(gate, max_wait=1)
+        assert [type(error) for error in heard] == [Stop, Stop]
+
+    run_virtual(main, backend="asyncio")
+
+
+def test_a_task_does_not_keep_the_gates_that_it_has_used() -> None:
+    async def main() -> None:
+        gates = []
+        for _ in range(50):
+            gate = Gate(1)
+            await hold(gate, 0)
+            gates.append(weakref.ref(gate))
+        del gate
+        gc.collect()
+        assert sum(gate() is not None for gate in gates) <= 1
+
+    asyncio.run(main())

@@ -331,3 +331,52 @@ def test_from_a_task_it_says_how_it_is_done() -> None:
         pytest.fail("it was let in")
     with pytest.raises(TypeError, match="loop must be"):
         Gate(1).from_thread(loop="asyncio")  # type: ignore[arg-type]
+
+
+def test_what_a_thread_has_started_does_not_keep_its_slot() -> None:
+    async def main() -> None:
+        gate = Gate(1)
+        ended = threading.Event()
+        started: list[asyncio.Task[None]] = []
+
+        def work() -> None:
+            anyio.from_thread.run_sync(lambda: started.append(asyncio.create_task(asyncio.sleep(LONGEST))))
+            assert ended.wait(LONGEST)
+
+        task = asyncio.create_task(anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=gate.limiter()))
+        await until(lambda: bool(started))
+        task.cancel()
+        await asyncio.wait([task])
+        assert gate.statistics().in_flight == 1
+        ended.set()
+        await until(lambda: gate.statistics().in_flight == 0)
+        started[0].cancel()
+
+    limited(main)
+
+
+def test_a_thread_whose_task_is_gone_is_refused_another_slot_than_its_own() -> None:
+    async def main() -> None:
+        gate = Gate(1)
+        go = threading.Event()
+        seen: list[BaseException] = []
+
+        def work() -> None:
+            assert go.wait(LONGEST)
+            try:
+                with gate.from_thread():
+                    pytest.fail("it was let in")
+            except BaseException as error:  # noqa: BLE001, ASYNC103
+                seen.append(error)
+
+        task = asyncio.create_task(anyio.to_thread.run_sync(work, limiter=gate.limiter()))
+        await until(lambda: gate.statistics().in_flight == 1)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        go.set()
+        await until(lambda: bool(seen))
+        assert isinstance(seen[0], RuntimeError | asyncio.CancelledError | concurrent.futures.CancelledError)
+        await until(lambda: gate.statistics().in_flight == 0)
+
+    limited(main)
