@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import threading
@@ -56,13 +57,11 @@ class Home:
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
-        try:
+        with contextlib.suppress(BaseException):  # it may be meant to crash
             if self._backend == "trio":
                 trio.run(self._on_trio)
             else:
                 self._on_a_loop()
-        except BaseException:  # noqa: ASYNC103, BLE001 - it is meant to crash
-            return
 
     async def _on_trio(self) -> None:
         end = trio.Event()

@@ -235,7 +235,7 @@ async def test_a_request_to_no_endpoint_is_not_sent(family: Family) -> None:
 
 @pytest.mark.parametrize("wrong", [EndpointGates, {ONE: {}}, "http://one:8080"])
 def test_what_is_neither_a_gate_nor_gates_is_told(family: Family, wrong: Any) -> None:
-    with pytest.raises(TypeError, match="is a Gate, EndpointGates, or None for the gate of the run, not"):
+    with pytest.raises(TypeError, match="is a Gate, a Portal, EndpointGates, or None for the gate of the run, not"):
         family.client(wrong)
 
 
