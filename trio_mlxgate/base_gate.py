@@ -223,6 +223,16 @@ class BaseGate(Driver):
         async def __aexit__(self, *_):
             """Never called. Never a checkpoint."""
 
+        def __getattr__(self, name):
+            """Say how it is done, to who comes from another lock or limiter."""
+            hint = ""
+            if name in ("acquire", "release", "acquire_nowait", "locked"):
+                hint = (
+                    "; a gate is entered with 'async with gate.slot():', or where no block fits: "
+                    "'slot = await gate.acquire_detached()' and 'slot.release()'"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     def owned_slot(self) -> Slot | None:
         """The slot of this gate that the current task owns, or None. Must be called inside a run."""
         if not self._is_at_home():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import math
 import os
@@ -104,13 +105,29 @@ def configure_mlx_gate(*, capacity: int) -> None:
 
 
 def gate_status() -> GateStatus:
-    """How busy this run's gate is. Outside of a run, and before the first call, zeros. Never waits."""
+    """How busy this run's gate is. Outside of a run, and before the first call, zeros. Never waits.
+
+    Raises:
+      RuntimeError: this is called under asyncio, whose gate is another module's.
+    """
     try:
         gate = _run_gate.get()
-    except (LookupError, RuntimeError):  # no gate in this run yet, or no run
+    except LookupError:  # no gate in this run yet
+        return {"inflight": 0, "waiters": 0}
+    except RuntimeError:  # no run
+        if _in_asyncio():
+            raise RuntimeError("under asyncio it is trio_mlxgate.anyio.gate_status()") from None
         return {"inflight": 0, "waiters": 0}
     statistics = gate.statistics()
     return {"inflight": statistics.in_flight, "waiters": statistics.tasks_waiting}
+
+
+def _in_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def initial_capacity() -> int:

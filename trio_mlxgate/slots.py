@@ -504,6 +504,15 @@ class SyncSlot(Slot):
     def __enter__(self) -> Self:
         return self._acquire_nowait()
 
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self):
+            """Say how it is done. Never a checkpoint."""
+            raise TypeError("a slot of Gate.slot_nowait() is entered with a plain 'with'")
+
+        async def __aexit__(self, *_):
+            """Never called. Never a checkpoint."""
+
     def _undo(self) -> None:
         self._leave(None, None, None)
 

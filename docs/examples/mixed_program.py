@@ -5,21 +5,33 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_mlxgate import Gate, Portal, Priority
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-async def worker(portal_is_there: Future[Portal]) -> None:
-    """The trio side: it owns the gate, and indexes documents whenever nobody else needs the model."""
-    gate = Gate(1, name="macmini")
-    portal_is_there.set_result(gate.portal())
+
+async def index_documents(gate: Gate) -> None:
+    """Whenever nobody else needs the model."""
     for number in range(4):
         async with gate.slot(Priority.BACKGROUND):
             await trio.sleep(0.05)  # where the model would be called
             print(f"document {number} is indexed")
-    await gate.drain()  # the others may still wait: let them have their turn
+
+
+async def worker(started: Future[tuple[Portal, Callable[[], None]]]) -> None:
+    """The trio side. It owns the gate, and so it stays until the application is done with it."""
+    gate = Gate(1, name="macmini")
+    over = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    started.set_result((gate.portal(), lambda: token.run_sync_soon(over.set)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(index_documents, gate)
+        await over.wait()
 
 
 async def answer(portal: Portal, question: str) -> None:
@@ -38,11 +50,15 @@ async def application(portal: Portal) -> None:
 
 
 def main() -> None:
-    portal_is_there: Future[Portal] = Future()
-    thread = threading.Thread(target=trio.run, args=(worker, portal_is_there))
+    started: Future[tuple[Portal, Callable[[], None]]] = Future()
+    thread = threading.Thread(target=trio.run, args=(worker, started))
     thread.start()
-    asyncio.run(application(portal_is_there.result()))
-    thread.join()
+    portal, stop = started.result(timeout=10)
+    try:
+        asyncio.run(application(portal))
+    finally:
+        stop()
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -491,7 +491,7 @@ def test_a_late_timeout_is_heard_of_inside_of_it(body: str) -> None:
     async def main() -> None:
         gate = Gate(0, outer_deadline="allow")
         asyncio.get_running_loop().call_later(1, setattr, gate, "capacity", 1)
-        options = {"hold_timeout": 9.0} if body == "has a budget" else {}
+        options: Any = {"hold_timeout": 9.0} if body == "has a budget" else {}
         with contextlib.suppress(TimeoutError, ValueError):
             async with asyncio.timeout(1), gate.slot(**options):
                 if body == "fails":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import sys
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, TypeVarTuple
@@ -62,6 +63,11 @@ def run_virtual(main: Callable[[*Ts], Awaitable[T]], *args: *Ts, backend: Backen
       ValueError, RuntimeError, ImportError: there is no such backend, or it needs a later Python, or uvloop.
     """
     check_backend(backend)
+    given: object = main  # callers without a type checker may give anything
+    if inspect.iscoroutine(given):
+        given.close()
+    if not callable(given):
+        raise TypeError(f"give run_virtual() the async function itself and its arguments, not {given!r}")
     if backend == "trio":
         return trio.run(main, *args, clock=MockClock(autojump_threshold=0))
     return run_on_loop(main, *args, backend=backend)

@@ -29,7 +29,8 @@ PATIENCE: Final = 5.0
 """Real seconds for which other threads are waited for when nothing else is left that could happen."""
 
 _CANCELLED_TIMERS: Final = 100
-_OURS: Final = ("asyncio.", "anyio.")
+_OURS: Final = ("asyncio.", "anyio.", "trio_mlxgate.")
+_NOT_OURS: Final = "trio_mlxgate.testing"
 
 
 class EverybodyWaits(RuntimeError):
@@ -203,12 +204,13 @@ def _run_timer(handle: asyncio.TimerHandle) -> None:
 
 
 def _place(task: asyncio.Task[Any]) -> str:
-    """Where a task waits: the innermost line that is not the loop's own, or anyio's."""
+    """Where a task waits: the innermost line that is not the loop's own, anyio's, or the gate's."""
     inner: Any = task.get_coro()
     place = f"{inner!r}"
     while inner is not None:
         frame = getattr(inner, "cr_frame", None)
-        if frame is not None and not frame.f_globals.get("__name__", "").startswith(_OURS):
+        module = "" if frame is None else str(frame.f_globals.get("__name__", ""))
+        if frame is not None and (module.startswith(_NOT_OURS) or not module.startswith(_OURS)):
             place = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
         inner = getattr(inner, "cr_await", None)
     return place
