@@ -120,7 +120,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "a checkpoint inside release": (
         Edit(
             "slots.py",
-            r"(async def __aexit__\([\s\S]*?\"\"\"[\s\S]*?\"\"\"\n)",
+            r"(async def __aexit__\(\n[\s\S]*?\"\"\"[\s\S]*?\"\"\"\n)",
             r"\1        await self.gate._runtime.cancel_shielded_checkpoint()\n",
         ),
     ),
@@ -344,7 +344,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("asyncio_runtime.py", r"(task\.cancel\(\*cancelled\.args\)\n[\s\S]*?)task\.uncancel\(\)", r"\1pass"),
     ),
     "asyncio: who is cancelled just when it is granted takes the slot along": (
-        Edit("asyncio_runtime.py", _in_method("sleep", r"if waiter\.cancelled\(\):"), r"\1if waiter.done():"),
+        Edit("asyncio_runtime.py", _in_method("sleep", r"if waiter\.cancelled\(\) or [^\n]*:"), r"\1if waiter.done():"),
         Edit(
             "slots.py",
             _in_method("_acquire", r"^ +gate\._released\(self, [^\n]*\n"),
