@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -66,6 +67,7 @@ class Exchanges:
         name = f"{request.method} {request.url.host}"
         hold.holder = hold.runtime.spawn(exchange.run, name, contextvars.copy_context())
         self._running.add(exchange)
+        hold.runtime.when_over(hold.holder, exchange.see_over)
         return exchange
 
     async def give_up(self) -> None:
@@ -165,6 +167,17 @@ class Exchange:
     def give_up(self) -> None:
         """End it, whoever waits."""
         self._scope.cancel()
+
+    def see_over(self) -> None:
+        """The task has ended. Under asyncio it may have been cancelled before it has begun."""
+        if self._done.is_set():
+            return
+        self._error = self._family.read_error("the request was cancelled before it was sent")
+        self.release()
+        self._done.set()
+        closer = self._exchanges.end(self)
+        if closer is not None:
+            self._hold.runtime.spawn(partial(self._exchanges.close, closer), "close the transport")
 
     async def ended(self) -> None:
         """Wait until it has ended. Always a checkpoint."""

@@ -70,6 +70,7 @@ class ResponseBody:
         self.closed = False
         """Whether closing has begun; the slot is given back, or about to be."""
         self._close_timeout = close_timeout
+        self._given_back = False
         self._runtime = hold.runtime
 
     @enable_ki_protection
@@ -94,18 +95,21 @@ class ResponseBody:
         handing it over at this moment, in another thread, and of two who close it one fails.
         """
         again, self.closed = self.closed, True
-        await cancel_shielded_checkpoint()
-        if again:
-            return
         try:
-            await self._close(None)
+            try:
+                await cancel_shielded_checkpoint()
+            finally:
+                if not again:
+                    await self._close(None)  # noqa: ASYNC102 - has an end of its own
         except Exception:
             _logger.warning("the response to %s was dropped, and closing it failed", self.name, exc_info=True)
 
     async def _close_all(self) -> None:
-        await checkpoint()
-        # A generator that another task is running can't be closed; closing the stream ends it.
-        await self._close(None if self.reading else self.iterator)
+        try:
+            await checkpoint()
+        finally:
+            # A generator that another task is running can't be closed; closing the stream ends it.
+            await self._close(None if self.reading else self.iterator)  # noqa: ASYNC102 - has an end of its own
 
     async def _close(self, iterator: AsyncIterator[bytes] | None) -> None:
         start = anyio.current_time()
@@ -125,7 +129,12 @@ class ResponseBody:
                     took = anyio.current_time() - start
                     _logger.warning("a response was not closed within %.3g s; its slot is given back", took)
             finally:
-                self.hold.release()
+                self._give_back()
+
+    def _give_back(self) -> None:
+        if not self._given_back:
+            self._given_back = True
+            self.hold.release()
 
     def close_soon(self) -> None:
         """Have the run of the slot close this body, if it still runs. From any thread, at any time; raises nothing."""
@@ -138,3 +147,5 @@ class ResponseBody:
             closer = self._runtime.spawn(self.close_dropped, f"close dropped response to {self.name}")
             # Whose request it was isn't the one to close it now, and may wait for the slot like anybody else.
             self.hold.adopt(closer)
+            # Under asyncio it may be cancelled before it has begun, by who cancels all tasks there are.
+            self._runtime.when_over(closer, self._give_back)

@@ -84,7 +84,14 @@ class AsyncioRuntime(Runtime):
 
         In a task of its own: ``Task.cancel()`` ends what a task awaits, through whatever shield of anyio's.
         """
-        task = self.spawn(lambda: _run(function), name)
+        begun = False
+
+        async def run() -> None:
+            nonlocal begun
+            begun = True
+            await function()
+
+        task = self.spawn(run, name)
         late: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):  # noqa: ASYNC912
             while not task.done():
@@ -92,6 +99,8 @@ class AsyncioRuntime(Runtime):
                     await asyncio.wait([task])
                 except asyncio.CancelledError as cancelled:  # noqa: ASYNC103
                     late = cancelled
+                if task.cancelled() and not begun:  # who cancels all tasks there are has met with it
+                    task = self.spawn(run, name)
         if late is None:
             task.result()
             return  # noqa: ASYNC910
@@ -220,11 +229,6 @@ class AsyncioRuntime(Runtime):
 
     def marks_of_served_thread(self) -> tuple[object, ...]:
         return held_in_thread.get() if serves_thread(asyncio.current_task()) else ()
-
-
-async def _run(function: Callable[[], Awaitable[object]]) -> None:
-    """A checkpoint if the function is one."""
-    await function()
 
 
 class _Waiter(asyncio.Future[Any]):

@@ -75,8 +75,9 @@ class AsyncioBridge:
 
     cancelled = concurrent.futures.CancelledError
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, is_gone: Callable[[], bool] = lambda: False) -> None:
         self._loop = loop
+        self._is_gone = is_gone
         self.foreign = loop is not None
 
     @staticmethod
@@ -100,7 +101,7 @@ class AsyncioBridge:
                 raise
             while not future.done():
                 concurrent.futures.wait([future], _PATIENCE)
-                if self._loop.is_closed() and not future.done():
+                if (self._loop.is_closed() or self._is_gone()) and not future.done():
                     raise concurrent.futures.CancelledError
             future.result()
 

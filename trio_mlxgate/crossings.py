@@ -248,7 +248,11 @@ class Crossing:
 
     def see_caller_gone(self) -> None:
         """The caller's run has ended without a word."""
+        waited = self.owner_state is OwnerState.WAITING
         self._on_owner(OwnerEvent.SEES_CALLER_GONE)
+        if waited:
+            # A loop that stood still may go on in another thread after all.
+            self._outpost.party.runtime.soon_from_anywhere(self._hear_end)
 
 
 class Arrival(DetachedSlot):

@@ -78,6 +78,10 @@ class Owner(Party):
         self._calls: dict[Outpost, set[Crossing]] = {}
         self._lookout = Lookout(self.runtime, self._look, f"callers of gate {gate.name!r}")
 
+    def is_gone(self) -> bool:
+        # A gate can be taken over from a loop that stands still.
+        return super().is_gone() or not self.has_gate()
+
     def has_gate(self) -> bool:
         """Whether the gate is still bound to this run. To be asked there."""
         return self.gate._admission is self.admission

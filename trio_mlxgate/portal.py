@@ -247,7 +247,7 @@ class Portal:
                     f"the task that started this thread owns a slot of gate {self.name!r} and waits for the thread, so "
                     "that to wait for another would be to wait for itself. The thread may work without asking"
                 )
-        return _ForeignBridge(token)
+        return _ForeignBridge(token, self._owner.is_gone)
 
     async def _who_started_this_thread(self) -> tuple[object, object]:
         """In a loop of asyncio, called by a worker thread. Always a checkpoint."""
@@ -262,8 +262,9 @@ class _ForeignBridge:
 
     foreign = True
 
-    def __init__(self, token: Any) -> None:
-        self._bridge: Bridge = TrioBridge(token) if isinstance(token, TrioToken) else AsyncioBridge(token)
+    def __init__(self, token: Any, is_gone: Callable[[], bool]) -> None:
+        trio_run = isinstance(token, TrioToken)
+        self._bridge: Bridge = TrioBridge(token) if trio_run else AsyncioBridge(token, is_gone)
 
     @property
     def cancelled(self) -> type[BaseException]:
