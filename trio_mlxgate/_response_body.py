@@ -88,7 +88,7 @@ class ResponseBody:
             await self._runtime.to_its_end(self._close_all, f"close response to {self.name}")
 
     @enable_ki_protection
-    async def close_dropped(self) -> None:
+    async def close_dropped(self) -> None:  # noqa: ASYNC910 - also where closing fails it has gone by one
         """As :meth:`aclose`, for a response that nobody has any more: what fails is logged, since nobody would see it.
 
         Always a checkpoint. The iterator is left to who closes all dropped generators, the run: the collector may be

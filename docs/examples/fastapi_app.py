@@ -55,7 +55,7 @@ def get_client(request: Request) -> httpx.AsyncClient:
 
 
 async def background_slot(gate: Annotated[Gate, Depends(get_gate)]) -> AsyncIterator[Slot]:  # noqa: ASYNC900
-    """A slot for as long as the route works, and until its response is sent."""
+    """A slot for as long as the route works, until its response is sent and its background tasks are done."""
     async with gate.slot(Priority.BACKGROUND, hold_timeout=120, max_wait=600) as slot:
         yield slot  # noqa: ASYNC119 - FastAPI makes a context manager of it
 
@@ -101,7 +101,7 @@ async def chat(
         opening = client.stream("POST", "chat/completions", json=body)
         answer = await unless_gone(request, lambda: stack.enter_async_context(opening))
     return StreamingResponse(
-        answer.aiter_bytes(), status_code=answer.status_code, media_type=answer.headers["content-type"]
+        answer.aiter_bytes(), status_code=answer.status_code, media_type=answer.headers.get("content-type")
     )
 
 
@@ -138,7 +138,9 @@ async def status(gate: Annotated[Gate, Depends(get_gate)]) -> dict[str, Any]:  #
 
 async def say_why(_: Request, error: Exception) -> JSONResponse:  # noqa: ASYNC124, ASYNC910 - as Starlette wants it
     status, code, retry_after = 503, "shutting_down", None  # anyio.ClosedResourceError: the gate is closed
-    if isinstance(error, TimeoutError):
+    if isinstance(error, httpx.TransportError) and not isinstance(error, GateRefused | TimeoutError):
+        status, code = 502, "model_unreachable"
+    elif isinstance(error, TimeoutError):
         status, code = 504, "hold_timeout"
     elif isinstance(error, GateRefused):
         status, code, retry_after = error.status, error.code, error.retry_after  # 429 or 503
@@ -146,7 +148,7 @@ async def say_why(_: Request, error: Exception) -> JSONResponse:  # noqa: ASYNC1
     return JSONResponse({"error": {"code": code, "message": str(error)}}, status, headers)  # noqa: ASYNC910
 
 
-for kind in (GateRefused, TimeoutError, anyio.ClosedResourceError):
+for kind in (GateRefused, TimeoutError, anyio.ClosedResourceError, httpx.TransportError):
     app.add_exception_handler(kind, say_why)
 
 

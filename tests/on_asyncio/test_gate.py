@@ -9,9 +9,10 @@ import gc
 import logging
 import threading
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import httpx
 import pytest
 import trio
 
@@ -26,7 +27,11 @@ from trio_mlxgate.anyio import (
     gate_status,
     get_mlx_gate,
 )
+from trio_mlxgate.httpx import GateTransport
 from trio_mlxgate.testing import run_virtual
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 async def hold(gate: BaseGate, seconds: float = 3600.0, **options: Any) -> None:
@@ -559,12 +564,54 @@ def test_a_hook_that_fails_at_an_alarm_does_not_silence_the_next() -> None:
 def test_a_task_does_not_keep_the_gates_that_it_has_used() -> None:
     async def main() -> None:
         gates = []
-        for _ in range(50):
+
+        async def use() -> None:
             gate = Gate(1)
             await hold(gate, 0)
             gates.append(weakref.ref(gate))
-        del gate
+
+        for _ in range(50):
+            await use()
         gc.collect()
         assert sum(gate() is not None for gate in gates) <= 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("abandoned", ["release", "drain"])
+def test_who_cancels_all_tasks_at_any_pass_loses_no_slot(abandoned: Any) -> None:
+    """The usual lines of a program that ends, in one that goes on: also those of ours that have not begun yet."""
+
+    async def once(passes: int) -> None:
+        gate = Gate(1, outer_deadline="allow")
+
+        class Inner(httpx.AsyncBaseTransport):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                await asyncio.sleep(0)
+                return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=parts())
+
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                await asyncio.sleep(0)
+                yield b"part"
+
+        async def ask() -> None:
+            async with client.stream("GET", "http://server/x") as response:
+                async for _ in response.aiter_bytes():
+                    break
+
+        async with httpx.AsyncClient(transport=GateTransport(gate, Inner(), abandoned=abandoned)) as client:
+            task = asyncio.create_task(ask())
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            for other in asyncio.all_tasks() - {asyncio.current_task()}:
+                other.cancel()
+            await asyncio.wait([task])
+        await asyncio.sleep(1)
+        assert gate.statistics().in_flight == 0, passes
+
+    async def main() -> None:
+        for passes in range(40):
+            await once(passes)
+
+    run_virtual(main, backend="asyncio")

@@ -323,6 +323,7 @@ async def _hold(gate: Gate) -> None:
 
 def test_from_a_task_it_says_how_it_is_done() -> None:
     async def main() -> None:
+        await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match=r"async with gate\.slot"), Gate(1).from_thread():
             pytest.fail("it was let in")
 

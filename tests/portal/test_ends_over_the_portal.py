@@ -11,12 +11,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio
 
 import trio_mlxgate.anyio
 from tests.portal.conftest import World, run_caller, world
-from trio_mlxgate import BaseGate, Gate, Portal
+from trio_mlxgate import BaseGate, Gate, Portal, WaitTooLong
 from trio_mlxgate.dialects import ANYIO, TRIO
 from trio_mlxgate.instrumentation import Orphaned
 
@@ -391,4 +392,30 @@ def test_an_owners_task_that_is_cancelled_before_it_begins_fails_its_caller() ->
                     go_on.set()
 
         asyncio.run(main())
+        assert home.settled() == (0, 0)
+
+
+def test_a_max_wait_that_is_over_before_the_owner_gets_to_it(owner: str, caller: str) -> None:
+    """The gate's run computes, so that the call and the end of its time are seen in one pass."""
+    with world(owner) as home:
+
+        async def main() -> None:
+            async with home.portal.slot():
+                for _ in range(5):
+                    home.start(_compute)
+                    async with anyio.create_task_group() as group:
+                        for _ in range(3):
+                            group.start_soon(ask)
+
+        async def ask() -> None:
+            with pytest.raises(WaitTooLong):
+                async with home.portal.slot(max_wait=0.005, outer_deadline="allow"):
+                    raise AssertionError
+
+        async def _compute() -> None:
+            for _ in range(6):
+                time.sleep(0.004)  # noqa: ASYNC251 - on purpose
+                await anyio.lowlevel.checkpoint()
+
+        run_caller(caller, main)
         assert home.settled() == (0, 0)
