@@ -199,7 +199,9 @@ def main(arguments: list[str] | None = None, make_gate: Callable[[], GateLike] |
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     parser.add_argument("--seed", type=int, default=0, help="of what is done; real time has none")
     options = parser.parse_args(arguments)
-    logging.getLogger("trio_mlxgate").setLevel(logging.ERROR)
+    logger = logging.getLogger("trio_mlxgate")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     crowd = Crowd(make_gate() if make_gate is not None else Gate(2, outer_deadline="allow"), options.seed)
     try:
         with asyncio.Runner(loop_factory=lambda: new_loop(options.loop)) as runner:
@@ -211,6 +213,8 @@ def main(arguments: list[str] | None = None, make_gate: Callable[[], GateLike] |
         said = str(lost) if isinstance(lost, Lost) else "".join(traceback.format_exception(error))
         print(f"LOST: {said}")
         return 1
+    finally:
+        logger.setLevel(level)
     for way, number in sorted((crowd.gave_up + crowd.served).items()):
         print(f"{number:>9} {way}, of which {crowd.gave_up[way]} gave up")
     print(f"{crowd.asked:>9} calls, {crowd.entered} entered, {crowd.looks} times alive on {options.loop}: 0 slots lost")
