@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import sys
-import weakref
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,11 +55,16 @@ def host_of(task: Task | None, candidates: Iterable[Task]) -> Task | None:
     return None
 
 
+LOOK_EVERY: Final = 0.05
+"""Seconds after which a thread that was abandoned is looked at: whether it has ended."""
+
+
 class AnyioLimiter(GateLimiter):
     """The gate's limiter for ``anyio.to_thread.run_sync``.
 
     Under asyncio that one leaves its limiter when its task is cancelled, although the thread may work on, so that one
-    more would be let in beside it. Here a slot that is left so goes back when the thread is done with its context.
+    more would be let in beside it. Here a slot that is left so goes back when the thread has ended, a tenth of a
+    second later at most.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -99,20 +104,35 @@ class AnyioLimiter(GateLimiter):
                 return  # noqa: ASYNC910
             slot = self._take(self._current_task())
             slot.mark = mark  # from here on it is the thread's
-            weakref.finalize(context, slot.runtime.soon_from_anywhere, lambda: _release(slot)).atexit = False
-            # The frame that has left us has the context, too, and lives as long as the traceback of its cancellation.
-            asyncio.get_running_loop().call_soon(_forget, caller)
+            _release_after(context, slot)
 
 
-def _forget(frame: FrameType) -> None:
-    frame.clear()
-    # Before Python 3.13 they were copied when they were looked at, and are copied anew now that there are none.
-    _ = frame.f_locals
+def _release_after(context: Context, slot: DetachedSlot) -> None:
+    """Give the slot back when the thread that works in this context has left it. Nobody tells, so it is looked at."""
+    runtime = slot.runtime
+    quiet = 0
 
-
-def _release(slot: DetachedSlot) -> None:
-    if slot._admission is slot.gate._admission:  # else the gate serves another run by now
+    def look() -> float:
+        nonlocal quiet
+        if slot._admission is not slot.gate._admission:
+            return math.inf  # the gate serves another run by now
+        try:
+            context.run(_nothing)
+        except RuntimeError:  # one thread at a time may be in a context
+            quiet = 0
+        else:
+            # Twice: a thread that is just about to begin isn't in it yet.
+            quiet += 1
+        if quiet < 2:
+            return runtime.clock() + LOOK_EVERY
         slot.release()
+        return math.inf
+
+    runtime.timer(runtime.clock() + LOOK_EVERY, look, f"abandoned thread in a slot of gate {slot.gate.name!r}")
+
+
+def _nothing() -> None:
+    """Run in a context to see whether that is free."""
 
 
 def _is_anyios(code: CodeType) -> bool:
