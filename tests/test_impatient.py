@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import pytest
 
@@ -36,5 +37,6 @@ def test_what_breaks_a_gate_is_noticed(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="there a naive gate lets cancellations out after their timeouts")
 def test_a_gate_that_is_not_broken_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert impatient.main(["--seconds", "0.5"], functools.partial(NaiveGate, 2)) == 0
