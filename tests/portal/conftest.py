@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 import trio_mlxgate
 import trio_mlxgate.anyio
 from tests.gate.helpers import Recorder
+from tests.limits import ends_within
 from trio_mlxgate import BaseGate, GateStatistics, Portal, Priority
 
 if TYPE_CHECKING:
@@ -30,15 +30,8 @@ LIMIT: Final = 12.0
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
     """End a test that hangs, in whichever way that is possible."""
-
-    def end(*_: object) -> None:
-        raise TimeoutError(f"this test took {LIMIT:g} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    with ends_within(LIMIT):
+        yield
 
 
 @attrs.define

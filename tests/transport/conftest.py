@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 import trio_mlxgate.httpx
+from tests.limits import ends_within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,15 +24,8 @@ LIMIT: Final = 120.0
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
     """End a test that hangs, in whichever way that is possible."""
-
-    def end(*_: object) -> None:
-        raise TimeoutError(f"this test took {LIMIT:g} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    with ends_within(LIMIT):
+        yield
 
 
 @attrs.define

@@ -18,6 +18,7 @@ from trio_mlxgate.testing.virtual_time import EverybodyWaits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from contextlib import AbstractContextManager
 
     from trio_mlxgate.dialects import Dialect
 
@@ -85,33 +86,13 @@ class Harness:
         """The time, also in a callback of the loop, where anyio doesn't know it."""
         return asyncio.get_running_loop().time() if self.is_asyncio else trio.current_time()
 
-    @contextlib.contextmanager
-    def assert_checkpoints(self) -> Iterator[None]:
+    def assert_checkpoints(self) -> AbstractContextManager[None]:
         """See that the block has a checkpoint: under asyncio, that other callbacks of the loop come to run."""
-        if not self.is_asyncio:
-            with trio.testing.assert_checkpoints():
-                yield
-            return
-        with _others_run() as ran:
-            try:
-                yield
-            finally:
-                if not ran:
-                    raise LawBroken("the block has no checkpoint")
+        return _assert_others_run(True) if self.is_asyncio else trio.testing.assert_checkpoints()
 
-    @contextlib.contextmanager
-    def assert_no_checkpoints(self) -> Iterator[None]:
+    def assert_no_checkpoints(self) -> AbstractContextManager[None]:
         """See that the block has none."""
-        if not self.is_asyncio:
-            with trio.testing.assert_no_checkpoints():
-                yield
-            return
-        with _others_run() as ran:
-            try:
-                yield
-            finally:
-                if ran:
-                    raise LawBroken("the block has a checkpoint")
+        return _assert_others_run(False) if self.is_asyncio else trio.testing.assert_no_checkpoints()
 
     @contextlib.asynccontextmanager
     async def tasks(self, *, native: bool = False) -> AsyncIterator[Tasks]:
@@ -160,13 +141,15 @@ class _NativeTasks:
 
 
 @contextlib.contextmanager
-def _others_run() -> Iterator[list[bool]]:
+def _assert_others_run(expected: bool) -> Iterator[None]:
     ran: list[bool] = []
     handle = asyncio.get_running_loop().call_soon(ran.append, True)
     try:
-        yield ran
+        yield
     finally:
         handle.cancel()
+        if bool(ran) is not expected:
+            raise LawBroken(f"the block has {'no' if expected else 'a'} checkpoint")
 
 
 async def _limited(main: Callable[[], Awaitable[object]]) -> None:  # a checkpoint
