@@ -18,7 +18,7 @@ from trio.lowlevel import TrioToken
 from trio_mlxgate import mlx
 from trio_mlxgate.asyncio_threads import AnyioLimiter
 from trio_mlxgate.base_gate import BaseGate
-from trio_mlxgate.bridges import AsyncioBridge, TrioBridge
+from trio_mlxgate.bridges import AsyncioBridge, TrioBridge, bridge_into
 from trio_mlxgate.core.checks import check_capacity
 from trio_mlxgate.dialects import ANYIO
 from trio_mlxgate.endpoint_gates import BaseEndpointGates
@@ -102,10 +102,9 @@ class Gate(BaseGate):
 
         Any thread may ask. One that anyio has started (``anyio.to_thread.run_sync``) is asked for by the task that
         waits for it, and leaves the queue when that task is cancelled (but not if the task abandons it, as it does when
-        ``Task.cancel()`` ends its wait). Others, such
-        as those of ``asyncio.to_thread``, ask the run that uses the gate, or ``loop``, and can't be cancelled. There
-        is no ``hold_timeout``: nothing can interrupt a thread, and to give its slot back while it runs would let one
-        more in beside it.
+        ``Task.cancel()`` ends its wait). Others, such as those of ``asyncio.to_thread``, ask the run that uses the
+        gate, or ``loop``, and can't be cancelled. There is no ``hold_timeout``: nothing can interrupt a thread, and to
+        give its slot back while it runs would let one more in beside it.
 
         Args:
           priority, max_wait, supersede, outer_deadline: as for :meth:`slot`.
@@ -129,14 +128,12 @@ class Gate(BaseGate):
         if bridge is not None:
             return bridge
         token = self._runtime.token
-        if isinstance(token, TrioToken):
-            return TrioBridge(token)
         if token is None:
             raise RuntimeError(
                 f"this thread was not started by anyio, and nothing uses gate {self.name!r} yet: say which event loop "
                 "is to be asked, with loop=asyncio.get_running_loop()"
             )
-        return AsyncioBridge(cast("asyncio.AbstractEventLoop", token))
+        return bridge_into(token)
 
 
 class EndpointGates(BaseEndpointGates[Gate]):

@@ -288,12 +288,10 @@ class BaseGate(Driver):
     @enable_ki_protection
     def capacity(self, capacity: int) -> None:
         check_capacity(capacity)
-        try:
-            self._current_run()
-        except RuntimeError:
-            self._check_run()
-        else:
+        if self._is_in_a_run():
             self._bind()
+        else:
+            self._check_run()
         before = self._admission.capacity
         granted = self._admission.set_capacity(capacity, self._clock())
         self._wake(granted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import anyio.from_thread
 import trio
@@ -107,3 +107,10 @@ class AsyncioBridge:
 
     def host(self) -> SomeTask | None:
         return None  # it can be seen over there: Runtime.current_host
+
+
+def bridge_into(token: object, is_gone: Callable[[], bool] = lambda: False) -> TrioBridge | AsyncioBridge:
+    """Into the run of a token, whichever library's it is, for a thread that this run has not started."""
+    if isinstance(token, trio.lowlevel.TrioToken):
+        return TrioBridge(token)
+    return AsyncioBridge(cast("asyncio.AbstractEventLoop", token), is_gone)

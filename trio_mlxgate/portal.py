@@ -10,7 +10,7 @@ import trio
 from anyio.lowlevel import checkpoint
 from trio.lowlevel import TrioToken, enable_ki_protection
 
-from trio_mlxgate.bridges import AsyncioBridge, TrioBridge
+from trio_mlxgate.bridges import AsyncioBridge, TrioBridge, bridge_into
 from trio_mlxgate.outposts import (
     AsyncioOutpost,
     Outpost,
@@ -263,8 +263,7 @@ class _ForeignBridge:
     foreign = True
 
     def __init__(self, token: Any, is_gone: Callable[[], bool]) -> None:
-        trio_run = isinstance(token, TrioToken)
-        self._bridge: Bridge = TrioBridge(token) if trio_run else AsyncioBridge(token, is_gone)
+        self._bridge = bridge_into(token, is_gone)
 
     @property
     def cancelled(self) -> type[BaseException]:
