@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import gc
 import logging
 import math
@@ -154,7 +153,7 @@ class Traffic:
         # The guard outlives an error of the round, which cancels all: who can't be cancelled would hang then too.
         over = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.guard, over)
+            nursery.start_soon(self.guard, over, nursery.cancel_scope)
             try:
                 await self.traffic()
             finally:
@@ -162,21 +161,33 @@ class Traffic:
         self.check_rest()
         await self.check_slots()
 
-    async def guard(self, over: trio.CancelScope) -> None:
-        """Say so when the round hangs. Always a checkpoint.
+    async def guard(self, over: trio.CancelScope, everybody: trio.CancelScope) -> None:
+        """End the round, and say so, if it hangs. Always a checkpoint.
 
         Raises:
-          Lost: it does.
+          Lost: it did.
         """
+        hung = None
         with over:
             await trio.sleep(A_ROUND_TAKES_TOO_LONG)
             slots = [call.slot for call in self.calls if call.slot is not None]
-            for slot in slots:
-                if slot.state is not TicketState.WAITING and slot.waiter is not None:
-                    # Nobody would ever wake it, and it can't be cancelled: the gate doesn't know that it sleeps.
-                    with contextlib.suppress(AttributeError, AssertionError):
-                        trio.lowlevel.reschedule(slot.waiter, outcome.Error(Lost(f"never woken: {slot!r}")))
-            raise Lost(f"calls wait for ever: {slots}, {self.gate!r}")
+            hung = Lost(f"calls wait for ever: {slots}, {self.gate!r}")
+            everybody.cancel()
+            while True:  # since who is woken, or cancelled, lets others in, who may not be woken either
+                self.wake_the_forgotten()
+                await trio.sleep(1)
+        if hung is not None:
+            raise hung
+
+    def wake_the_forgotten(self) -> None:
+        """End the tasks that nobody would ever wake, nor cancel: the gate doesn't know that they sleep."""
+        slots = {call.slot for call in self.calls if call.slot is not None} | set(self.gate._admission._held)
+        for slot in slots:
+            # The state alone doesn't tell it: a task may sleep elsewhere with a slot that it was granted.
+            waiter = slot.waiter
+            sleeps_here = waiter is not None and waiter._abort_func == slot._abort
+            if sleeps_here and slot.state is not TicketState.WAITING:
+                trio.lowlevel.reschedule(waiter, outcome.Error(Lost(f"never woken: {slot!r}")))
 
     async def traffic(self) -> None:
         """The calls of a round. Always a checkpoint."""
