@@ -144,7 +144,7 @@ class EndpointGates(BaseEndpointGates[Gate]):
 
 # ---- the gate of a run ----
 
-_run_gate: Final[RunVar[Gate]] = RunVar("trio_mlxgate.anyio.gate")
+_run_gate: Final = mlx.RunGate(RunVar[Gate]("trio_mlxgate.anyio.gate"), Gate)
 
 
 def current_mlx_gate() -> BaseGate:
@@ -160,12 +160,7 @@ def current_mlx_gate() -> BaseGate:
     """
     if isinstance(_run(), TrioToken):
         return mlx.current_mlx_gate()
-    try:
-        return _run_gate.get()
-    except LookupError:
-        gate = Gate(mlx.initial_capacity(), name="mlx")
-        _run_gate.set(gate)
-        return gate
+    return _run_gate.get()
 
 
 def acquire_mlx_gate(
@@ -205,25 +200,17 @@ def configure_mlx_gate(*, capacity: int) -> None:
         in_trio = True  # nor in any other run: kept where trio's is
     if in_trio:
         mlx.configure_mlx_gate(capacity=capacity)
-        return
-    try:
-        gate = _run_gate.get()
-    except LookupError:
-        _run_gate.set(Gate(capacity, name="mlx"))
     else:
-        gate.capacity = capacity
+        _run_gate.configure(capacity)
 
 
 def gate_status() -> GateStatus:
     """How busy this run's gate is. Outside of a run, and before the first call, zeros. Never waits."""
     try:
-        if isinstance(current_run(), TrioToken):
-            return mlx.gate_status()
-        gate = _run_gate.get()
-    except (LookupError, RuntimeError):  # no gate in this run yet, or no run
-        return {"inflight": 0, "waiters": 0}
-    statistics = gate.statistics()
-    return {"inflight": statistics.in_flight, "waiters": statistics.tasks_waiting}
+        in_trio = isinstance(current_run(), TrioToken)
+    except RuntimeError:
+        return mlx.nobody()
+    return mlx.gate_status() if in_trio else _run_gate.status()
 
 
 def _run() -> object:

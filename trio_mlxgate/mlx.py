@@ -1,18 +1,19 @@
-"""The process-wide gate: one for each trio run, for programs that talk to one local server."""
+"""The process-wide gate: one for each run, for programs that talk to one local server; here for trio."""
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import math
 import os
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypedDict, TypeVar
 
 import trio
 
+from trio_mlxgate.base_gate import BaseGate
 from trio_mlxgate.core.checks import check_capacity
 from trio_mlxgate.gate import Gate
 from trio_mlxgate.priority import DEFAULT_PRIORITY, Priority
+from trio_mlxgate.runs import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 CAPACITY_VARIABLE: Final = "MLXGATE_CAPACITY"
 """The environment variable that says how many slots the gate of a run has, if the program doesn't say."""
 
-# A RunVar, so that every run starts with a gate of its own and no test needs a reset.
-_run_gate: Final[trio.lowlevel.RunVar[Gate]] = trio.lowlevel.RunVar("trio_mlxgate.gate")
 # What was configured outside of a run, for the runs that are started from that context.
 _configured_capacity: Final[contextvars.ContextVar[int | None]] = contextvars.ContextVar(
     "trio_mlxgate.capacity", default=None
@@ -39,6 +38,58 @@ class GateStatus(TypedDict):
 
     waiters: int
     """How many calls stand in the queue."""
+
+
+GateT = TypeVar("GateT", bound=BaseGate)
+
+
+class RunVariable(Protocol[GateT]):
+    """A RunVar, of trio or of anyio: so every run starts with a gate of its own, and no test needs a reset."""
+
+    def get(self) -> GateT: ...
+    def set(self, value: GateT, /) -> object: ...
+
+
+class RunGate(Generic[GateT]):
+    """The gate of the current run, of the kind that its library has. To be asked for inside a run."""
+
+    def __init__(self, variable: RunVariable[GateT], kind: type[GateT]) -> None:
+        self._variable = variable
+        self._kind = kind
+
+    def get(self) -> GateT:
+        """The gate; made when it is first asked for."""
+        try:
+            return self._variable.get()
+        except LookupError:
+            gate = self._kind(_initial_capacity(), name="mlx")
+            self._variable.set(gate)
+            return gate
+
+    def configure(self, capacity: int) -> None:
+        """Set its capacity; it need not exist yet."""
+        try:
+            gate = self._variable.get()
+        except LookupError:
+            self._variable.set(self._kind(capacity, name="mlx"))
+        else:
+            gate.capacity = capacity
+
+    def status(self) -> GateStatus:
+        """How busy it is; zeros if it doesn't exist yet."""
+        try:
+            statistics = self._variable.get().statistics()
+        except LookupError:
+            return nobody()
+        return {"inflight": statistics.in_flight, "waiters": statistics.tasks_waiting}
+
+
+def nobody() -> GateStatus:
+    """The status of a gate that nobody uses."""
+    return {"inflight": 0, "waiters": 0}
+
+
+_run_gate: Final = RunGate(trio.lowlevel.RunVar[Gate]("trio_mlxgate.gate"), Gate)
 
 
 def current_mlx_gate() -> Gate:
@@ -56,12 +107,7 @@ def current_mlx_gate() -> Gate:
             "trio_mlxgate.anyio.current_mlx_gate(). A worker thread gets it from its run: "
             "gate = trio.from_thread.run_sync(current_mlx_gate)"
         )
-    try:
-        return _run_gate.get()
-    except LookupError:
-        gate = Gate(initial_capacity(), name="mlx")
-        _run_gate.set(gate)
-        return gate
+    return _run_gate.get()
 
 
 def acquire_mlx_gate(
@@ -96,12 +142,7 @@ def configure_mlx_gate(*, capacity: int) -> None:
     if not trio.lowlevel.in_trio_run():
         _configured_capacity.set(capacity)
         return
-    try:
-        gate = _run_gate.get()
-    except LookupError:
-        _run_gate.set(Gate(capacity, name="mlx"))
-    else:
-        gate.capacity = capacity
+    _run_gate.configure(capacity)
 
 
 def gate_status() -> GateStatus:
@@ -110,27 +151,16 @@ def gate_status() -> GateStatus:
     Raises:
       RuntimeError: this is called under asyncio, whose gate is another module's.
     """
+    if trio.lowlevel.in_trio_run():
+        return _run_gate.status()
     try:
-        gate = _run_gate.get()
-    except LookupError:  # no gate in this run yet
-        return {"inflight": 0, "waiters": 0}
-    except RuntimeError:  # no run
-        if _in_asyncio():
-            raise RuntimeError("under asyncio it is trio_mlxgate.anyio.gate_status()") from None
-        return {"inflight": 0, "waiters": 0}
-    statistics = gate.statistics()
-    return {"inflight": statistics.in_flight, "waiters": statistics.tasks_waiting}
-
-
-def _in_asyncio() -> bool:
-    try:
-        asyncio.get_running_loop()
+        current_run()
     except RuntimeError:
-        return False
-    return True
+        return nobody()
+    raise RuntimeError("under asyncio it is trio_mlxgate.anyio.gate_status()")
 
 
-def initial_capacity() -> int:
+def _initial_capacity() -> int:
     """The capacity with which the gate of a new run begins."""
     configured = _configured_capacity.get()
     if configured is not None:
