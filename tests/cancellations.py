@@ -185,8 +185,9 @@ class Traffic:
         for slot in slots:
             # The state alone doesn't tell it: a task may sleep elsewhere with a slot that it was granted.
             waiter = slot.waiter
-            sleeps_here = waiter is not None and waiter._abort_func == slot._abort
-            if sleeps_here and slot.state is not TicketState.WAITING:
+            if waiter is None or waiter._abort_func != slot._abort:
+                continue
+            if slot.state is not TicketState.WAITING:
                 trio.lowlevel.reschedule(waiter, outcome.Error(Lost(f"never woken: {slot!r}")))
 
     async def traffic(self) -> None:

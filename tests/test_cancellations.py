@@ -74,8 +74,8 @@ def test_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", BREAKS)
 def test_what_breaks_the_gate_is_noticed(name: str) -> None:
-    # In a process of its own: what a broken gate leaves behind would turn up in tests that come later. With a limit: a gate
-    # that raises in the middle of a cancellation may leave trio with tasks that nobody can end any more.
+    # In a process of its own: what a broken gate leaves behind would turn up in tests that come later. With a limit: a
+    # gate that raises in the middle of a cancellation may leave trio with tasks that nobody can end any more.
     how, said = BREAKS[name]
     program = f"""
 import sys
