@@ -64,6 +64,8 @@ LAYERS: Final[dict[str, int]] = {
     "_echo_process": 3,
     "_echo_protocol": 3,
     "echo_server": 3,
+    "backends": 3,
+    "config": 4,
     "testing": 5,
     "commands": 5,
     "__main__": 5,

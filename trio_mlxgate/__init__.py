@@ -8,7 +8,8 @@
 #       threads, refusals, driver, parties, crossings, outposts, portal, base_gate, gate, mlx, anyio, options,
 #       endpoint_gates, _response_body, _gated_stream, _family, _rewrite, _fallback, _drain, _transport, httpx,
 #       httpx2    act
-#   L3  echo_server
+#   L3  echo_server, backends
+#   L4  config
 #   L5  testing, commands, __main__
 
 from __future__ import annotations
@@ -22,10 +23,22 @@ from trio_mlxgate.core.statistics import GateStatistics as GateStatistics
 from trio_mlxgate.detached_slots import DetachedSlot as DetachedSlot
 from trio_mlxgate.endpoint_gates import EndpointGates as EndpointGates, EndpointSettings as EndpointSettings
 from trio_mlxgate.errors import (
+    AnswerTooSlow as AnswerTooSlow,
+    BackendError as BackendError,
+    BackendRefused as BackendRefused,
+    BackendTooSlow as BackendTooSlow,
+    BackendUnavailable as BackendUnavailable,
+    BackendUnreachable as BackendUnreachable,
+    ConnectTooSlow as ConnectTooSlow,
+    FirstTokenTooSlow as FirstTokenTooSlow,
     GateRefused as GateRefused,
+    MalformedAnswer as MalformedAnswer,
     QueueFull as QueueFull,
     Superseded as Superseded,
+    TokenGapTooLong as TokenGapTooLong,
+    TruncatedAnswer as TruncatedAnswer,
     UnknownEndpoint as UnknownEndpoint,
+    UnknownModel as UnknownModel,
     WaitTooLong as WaitTooLong,
 )
 from trio_mlxgate.gate import Gate as Gate

@@ -4,10 +4,22 @@
 
     Exception
      ├── UnknownEndpoint       EndpointGates refuse what isn't listed (HTTP 404)
-     └── GateRefused           the gate did not let this call in; nothing ran, nothing is held
-          ├── QueueFull        too many wait already (HTTP 429)
-          ├── Superseded       a newer call came with the same ``supersede`` key (HTTP 410)
-          └── WaitTooLong      max_wait ended before a slot was granted (HTTP 503)
+     ├── GateRefused           the gate did not let this call in; nothing ran, nothing is held
+     │    ├── QueueFull        too many wait already (HTTP 429)
+     │    ├── Superseded       a newer call came with the same ``supersede`` key (HTTP 410)
+     │    └── WaitTooLong      max_wait ended before a slot was granted (HTTP 503)
+     └── BackendError          a server behind a gate gave no good answer (HTTP 502)
+          ├── BackendUnavailable    nobody is there now who could be asked (HTTP 503)
+          ├── BackendUnreachable    no connection, or it broke before the first byte of an answer
+          ├── BackendRefused        the server answered with an error
+          ├── UnknownModel          a model that this server doesn't have; it was not asked (HTTP 404)
+          ├── MalformedAnswer       the answer is not what such a server sends
+          ├── TruncatedAnswer       the answer ended before its end
+          └── BackendTooSlow        a limit ended; also a trio.TooSlowError (HTTP 504)
+               ├── ConnectTooSlow       that of the connection
+               ├── FirstTokenTooSlow    that of the silence before the first token
+               ├── TokenGapTooLong      that of the silence between two tokens
+               └── AnswerTooSlow        that of the whole: ``hold_timeout``
 
 Beside these the gate raises what trio's own primitives raise: :class:`trio.TooSlowError` when a
 ``hold_timeout`` ended, :class:`trio.WouldBlock` from ``*_nowait``, :class:`RuntimeError` for misuse.
@@ -18,6 +30,8 @@ of that HTTP client's family.
 from __future__ import annotations
 
 from typing import ClassVar
+
+import trio
 
 
 class GateRefused(Exception):
@@ -79,3 +93,121 @@ class UnknownEndpoint(LookupError):
 
     retry_after: ClassVar[None] = None
     """Always None."""
+
+
+class BackendError(Exception):
+    """A server behind a gate gave no good answer. The slot of the call has been given back."""
+
+    status: ClassVar[int] = 502
+    """The HTTP status with which a server would pass this on."""
+
+    code: ClassVar[str] = "backend_error"
+    """A short word for programs, as in OpenAI's ``error.code``."""
+
+    backend: str
+    """The name of the backend."""
+
+    retry_after: float | None
+    """Seconds after which trying again has a real chance; None when nothing is known."""
+
+    def __init__(self, message: str = "", *, backend: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.backend = backend
+        self.retry_after = retry_after
+
+
+class BackendUnavailable(BackendError):
+    """Nobody is there now who could be asked: all that could serve are down, or refuse. Nothing was sent."""
+
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "backend_unavailable"
+
+
+class BackendUnreachable(BackendError):
+    """There is no connection to the server, or it broke before the first byte of an answer."""
+
+    code: ClassVar[str] = "backend_unreachable"
+
+
+class BackendRefused(BackendError):
+    """The server answered with an error."""
+
+    code: ClassVar[str] = "backend_refused"
+
+    upstream_status: int
+    """The HTTP status of the server's answer."""
+
+    upstream_message: str
+    """What the server said, cut to a readable length."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        backend: str = "",
+        retry_after: float | None = None,
+        upstream_status: int = 0,
+        upstream_message: str = "",
+    ) -> None:
+        super().__init__(message, backend=backend, retry_after=retry_after)
+        self.upstream_status = upstream_status
+        self.upstream_message = upstream_message
+
+
+class UnknownModel(BackendError, LookupError):
+    """The request names a model that isn't this backend's. The server was not asked: it might drop its own for it."""
+
+    status: ClassVar[int] = 404
+    code: ClassVar[str] = "unknown_model"
+
+
+class MalformedAnswer(BackendError):
+    """What the server sent is not what servers of OpenAI's API send."""
+
+    code: ClassVar[str] = "malformed_answer"
+
+
+class TruncatedAnswer(BackendError):
+    """The answer ended before its end: no ``finish_reason`` came, whatever HTTP says."""
+
+    code: ClassVar[str] = "truncated_answer"
+
+    text: str
+    """What had come until then."""
+
+    def __init__(
+        self, message: str = "", *, backend: str = "", retry_after: float | None = None, text: str = ""
+    ) -> None:
+        super().__init__(message, backend=backend, retry_after=retry_after)
+        self.text = text
+
+
+class BackendTooSlow(BackendError, trio.TooSlowError, TimeoutError):
+    """A limit of time ended, all of which lie inside the slot: waiting for it uses none of them."""
+
+    status: ClassVar[int] = 504
+    code: ClassVar[str] = "backend_too_slow"
+
+
+class ConnectTooSlow(BackendTooSlow):
+    """No connection within :attr:`ChatLimits.connect`: the machine is off, or far too busy."""
+
+    code: ClassVar[str] = "connect_too_slow"
+
+
+class FirstTokenTooSlow(BackendTooSlow):
+    """The server was silent for :attr:`ChatLimits.first_token` seconds before its first token."""
+
+    code: ClassVar[str] = "first_token_too_slow"
+
+
+class TokenGapTooLong(BackendTooSlow):
+    """The server was silent for :attr:`ChatLimits.gap` seconds after a token."""
+
+    code: ClassVar[str] = "token_gap_too_long"
+
+
+class AnswerTooSlow(BackendTooSlow):
+    """``hold_timeout`` ended before the answer did."""
+
+    code: ClassVar[str] = "answer_too_slow"

@@ -1,0 +1,1 @@
+"""What each kind of server can be asked without touching its GPU, one module a kind."""
