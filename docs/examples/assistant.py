@@ -1,0 +1,264 @@
+"""An assistant on two machines: a classifier answers in JSON, a reasoner streams, tools are asked about first.
+
+``MACMINI=http://macmini.local:8080/v1 MACBOOK=http://macbook.local:8080/v1 python assistant.py`` talks with your
+servers; without these it shows itself with a pretended model, which answers by rules.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import attrs
+import cattrs
+import httpx
+import trio
+from cattrs.strategies import configure_tagged_union
+
+from trio_mlxgate import BackendError, GateRefused, Priority
+from trio_mlxgate.backends import BackendRegistry, ModelAdapter
+
+CLASSIFIER_PROMPT = """\
+Answer with one JSON object and nothing else. It is one of:
+{"action": "direct", "answer": "..."}        you know the answer, and it is short
+{"action": "route"}                          it takes thought: another model will answer
+{"action": "clarify", "question": "..."}     you can't tell what is meant
+{"action": "tools", "tool": "add_event" or "write_mail", "arguments": {"name": "text", ...}}"""
+REASONER_PROMPT = "Think, then answer in a few sentences."
+
+# ---- what the classifier may say ----
+
+
+@attrs.frozen
+class Direct:
+    answer: str
+
+
+@attrs.frozen
+class Route:
+    pass
+
+
+@attrs.frozen
+class Clarify:
+    question: str
+
+
+@attrs.frozen
+class Tools:
+    tool: str
+    arguments: dict[str, str]
+
+
+Decision: TypeAlias = Direct | Route | Clarify | Tools
+
+converter = cattrs.Converter(forbid_extra_keys=True)
+# JSON has types of its own: a number where a text belongs is a mistake, and not to be made a text of.
+converter.register_structure_hook(str, lambda value, _: _text(value))
+configure_tagged_union(Decision, converter, tag_name="action", tag_generator=lambda kind: str(kind.__name__).lower())
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r}")
+    return value
+
+
+class NotUnderstood(Exception):
+    """What the classifier said is no decision."""
+
+
+def read_decision(text: str) -> Decision:
+    """The decision in the classifier's answer; models like to wrap their JSON in a fence."""
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        decision: Decision = converter.structure(json.loads(text[start : end + 1]), Decision)  # type: ignore[arg-type]
+    except json.JSONDecodeError as error:
+        raise NotUnderstood(f"that is no JSON: {error}") from None
+    except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
+        raise NotUnderstood("; ".join(cattrs.transform_error(error))) from None
+    if isinstance(decision, Tools) and decision.tool not in Toolbox.names:
+        raise NotUnderstood(f"there is no tool {decision.tool!r}; there are {', '.join(Toolbox.names)}")
+    return decision
+
+
+# ---- tools: drafted first, done when confirmed ----
+
+
+@attrs.define
+class Toolbox:
+    """What the assistant can do in the world. Mail is only put among the drafts: no code here sends it."""
+
+    names: ClassVar[tuple[str, ...]] = ("add_event", "write_mail")
+    calendar: list[Mapping[str, str]] = attrs.Factory(list)
+    mail_drafts: list[Mapping[str, str]] = attrs.Factory(list)
+
+    def do(self, draft: Tools) -> str:
+        if draft.tool == "add_event":
+            self.calendar.append(draft.arguments)
+            return "It is in your calendar."
+        self.mail_drafts.append(draft.arguments)
+        return "It is among your drafts. I never send mail: that is yours to do."
+
+
+# ---- the assistant ----
+
+
+@attrs.define
+class Assistant:
+    """Answers one person at a time. ``cloud`` is asked when no machine here answers; it holds no slot of theirs."""
+
+    registry: BackendRegistry
+    toolbox: Toolbox = attrs.Factory(Toolbox)
+    cloud: Callable[[str], Awaitable[str]] | None = None
+    pending: Tools | None = None
+    """The draft that waits for a yes or a no."""
+
+    async def answer(self, question: str, say: Callable[[str], object]) -> None:  # noqa: ASYNC910
+        """Answer by calling ``say`` with the parts of the answer, as they come. A checkpoint if a model is asked."""
+        word = question.strip().lower()
+        draft, self.pending = self.pending, None  # whatever is said next, a draft is asked about once
+        if word == "yes" and draft is None:
+            say("There is nothing that I asked you about.")
+        elif word in ("yes", "no") and draft is not None:
+            say(self.toolbox.do(draft) if word == "yes" else "Then not.")
+        else:
+            try:
+                await self.follow(await self.decide(question), question, say)
+            except (BackendError, GateRefused) as error:
+                # Raised before anything was said, or in the middle of it: then it says so. No slot is held here.
+                say(await self.cloud(question) if self.cloud is not None else f"[nobody can answer: {error}]")
+
+    async def follow(self, decision: Decision, question: str, say: Callable[[str], object]) -> None:  # noqa: ASYNC910
+        """Do what the classifier decided. A checkpoint if the reasoner is asked."""
+        match decision:
+            case Direct(text) | Clarify(text):
+                say(text)
+            case Tools(tool, arguments):
+                self.pending = decision
+                told = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+                say(f"Shall I {tool.replace('_', ' ')} ({told})? yes or no")
+            case Route():
+                async with self.registry.stream("reasoner", question, priority=Priority.FOREGROUND) as stream:
+                    async for delta in stream:
+                        say(delta.text)
+
+    async def decide(self, question: str) -> Decision:
+        """What the classifier makes of it. What is no decision it is shown once, to be repaired; then the reasoner is
+        asked, which needs no JSON. A checkpoint."""
+        messages = [{"role": "user", "content": question}]
+        said = await self.ask_classifier(messages)
+        try:
+            return read_decision(said)
+        except NotUnderstood as error:
+            repair = f"{error}. Say it again as one JSON object."
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": repair}]
+            said = await self.ask_classifier(messages)
+        try:
+            return read_decision(said)
+        except NotUnderstood:
+            return Route()
+
+    async def ask_classifier(self, messages: Sequence[Mapping[str, str]]) -> str:
+        answer = await self.registry.call("classifier", messages, priority=Priority.FOREGROUND, temperature=0)
+        return answer.text
+
+    async def digest(self, pages: Sequence[str]) -> list[str]:
+        """Digests for tomorrow: in the background, so that whoever asks meanwhile goes first. A checkpoint if any."""
+        return [
+            (await self.registry.call("reasoner", f"Digest this: {page}", on_unavailable="wait")).text for page in pages
+        ]
+
+
+def roles(
+    macmini: str, macbook: str, transport: httpx.AsyncBaseTransport | None = None
+) -> dict[str, list[ModelAdapter]]:
+    """Both roles on both machines. Adapters of one machine share its gate, since it has one GPU."""
+
+    def adapter(machine: str, url: str, role: str, prompt: str) -> ModelAdapter:
+        name = f"{machine}-{role}"
+        return ModelAdapter(name=name, base_url=url, system_prompt=prompt, kind=kind, transport=transport)
+
+    kind = "openai" if transport is not None else None  # else found out
+    return {
+        # Each prefers a machine of its own, and has the other's when that is away.
+        "classifier": [
+            adapter("macmini", macmini, "classifier", CLASSIFIER_PROMPT),
+            adapter("macbook", macbook, "classifier", CLASSIFIER_PROMPT),
+        ],
+        "reasoner": [
+            adapter("macbook", macbook, "reasoner", REASONER_PROMPT),
+            adapter("macmini", macmini, "reasoner", REASONER_PROMPT),
+        ],
+    }
+
+
+# ---- it shows itself ----
+
+SAYS = {
+    "What is 2 + 2?": '{"action": "direct", "answer": "Four."}',
+    "Why is the sky blue?": '{"action": "route"}',
+    "And the other one?": '{"action": "clarify", "question": "Which one do you mean?"}',
+    "Tell Ada that I am late": '{"action": "tools", "tool": "write_mail", "arguments": {"to": "Ada", "text": "late"}}',
+    "Lunch with Bob": "Sure! I will add an event.",  # no JSON: it is asked to repair that
+}
+REPAIRED = '{"action": "tools", "tool": "add_event", "arguments": {"title": "Lunch with Bob"}}'
+
+
+async def pretend(request: httpx.Request) -> httpx.Response:  # noqa: ASYNC910, ASYNC124
+    """A model that answers by rules, as a server of OpenAI's API would stream it. The MacBook is asleep."""
+    if request.url.host == "macbook":
+        raise httpx.ConnectError("nobody is there")
+    if request.method == "GET":
+        return httpx.Response(200, json={"data": []})
+    messages = json.loads(request.content)["messages"]
+    said = messages[-1]["content"]
+    if messages[0]["content"] == CLASSIFIER_PROMPT:
+        text = SAYS.get(said, REPAIRED)
+    else:
+        text = f"(after some thought, about: {said})"
+    chunks: list[Any] = [{"delta": {"content": f"{word} "}, "finish_reason": None} for word in text.split(" ")]
+    chunks.append({"delta": {}, "finish_reason": "stop"})
+    body = "".join(f"data: {json.dumps({'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks)
+    return httpx.Response(200, text=body + "data: [DONE]\n\n", headers={"content-type": "text/event-stream"})
+
+
+async def show(assistant: Assistant) -> None:
+    """A person talks while digests are made."""
+    async with trio.open_nursery() as nursery:
+
+        async def digests() -> None:
+            for digest in await assistant.digest(["one page", "another page"]):
+                print("digest:", digest)
+
+        nursery.start_soon(digests)
+        for question in [*SAYS, "yes", "yes"]:
+            parts: list[str] = []
+            await assistant.answer(question, parts.append)
+            print(f"> {question}\n{''.join(parts).strip()}")
+            if question.startswith("Tell"):
+                await assistant.answer("yes", print)
+    print("drafts:", assistant.toolbox.mail_drafts, "calendar:", assistant.toolbox.calendar)
+
+
+async def talk(assistant: Assistant) -> None:
+    """Read questions from the terminal. A checkpoint."""
+    async for line in trio.wrap_file(sys.stdin):
+        await assistant.answer(line, lambda part: print(part, end="", flush=True))
+        print()
+
+
+async def main() -> None:
+    macmini, macbook = os.environ.get("MACMINI"), os.environ.get("MACBOOK")
+    if macmini and macbook:
+        async with BackendRegistry(roles(macmini, macbook)) as registry:
+            await talk(Assistant(registry))
+    else:
+        pretended = roles("http://macmini/v1", "http://macbook/v1", httpx.MockTransport(pretend))
+        async with BackendRegistry(pretended) as registry:
+            await show(Assistant(registry))
+
+
+if __name__ == "__main__":
+    trio.run(main)
