@@ -97,8 +97,8 @@ class PretendStream:
         await self.slot.__aenter__()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        await self.slot.__aexit__(*error)
+    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        await self.slot.__aexit__(kind, error, traceback)
 
     def __aiter__(self) -> PretendStream:
         return self
