@@ -1,0 +1,430 @@
+"""One answer as it comes: the slot, the connection, the limits, and what each failure is called."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import attrs
+import httpx
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from trio_mlxgate.backends._wire import CALL, WireCall, is_garbage
+from trio_mlxgate.core.completions import CompletionAssembly, Delta, refusal_of
+from trio_mlxgate.core.event_stream import EventStreamParser
+from trio_mlxgate.errors import (
+    AnswerTooSlow,
+    BackendError,
+    BackendRefused,
+    BackendTooSlow,
+    BackendUnreachable,
+    ConnectTooSlow,
+    FirstTokenTooSlow,
+    GateRefused,
+    MalformedAnswer,
+    TokenGapTooLong,
+    TruncatedAnswer,
+)
+from trio_mlxgate.httpx import HoldTimeout
+from trio_mlxgate.options import EXTENSION, RequestOptions, current_options
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+
+    from trio_mlxgate.backends.limits import ChatLimits
+    from trio_mlxgate.core.completions import Completion
+    from trio_mlxgate.httpx import GateTransport
+
+_AFTERWARDS: Final = 2.0
+"""Seconds for what follows the finish_reason, the usage and the end mark: the answer is whole without these."""
+
+_REFUSAL_TIME: Final = 5.0
+_LONGEST_REFUSAL: Final = 1 << 16
+_LONGEST_PLAIN: Final = 1 << 26
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ChatCall:
+    """What a :class:`ChatStream` needs to know."""
+
+    backend: str
+    """The name of the adapter."""
+
+    url: str
+    headers: httpx.Headers
+    body: bytes
+
+    streamed: bool
+    """Whether the body asks for a stream."""
+
+    model: str | None
+    limits: ChatLimits
+
+    options: RequestOptions
+    """What the caller asks of the gate."""
+
+    hold_timeout: float
+    """The adapter's, if neither the caller nor the block around says another."""
+
+    transport: Callable[[], GateTransport]
+    """Gives what sends the request, in the run in which it is sent."""
+
+    on_token: Callable[[float], object]
+    """Told of the time of each sign that the model works."""
+
+    hide: Callable[[str], str]
+    """Takes what is secret out of a text."""
+
+
+class ChatStream:
+    """An answer that is read piece by piece, made by :meth:`ModelAdapter.stream`.
+
+    ::
+
+        async with adapter.stream("Hello?") as stream:
+            async for delta in stream:
+                print(delta.text, end="")
+        print(stream.completion.usage)
+
+    Leaving the block, in whichever way and at any time, closes the connection and gives the slot back. The server
+    notices, and stops. To be used once, and read by one task at a time.
+    """
+
+    def __init__(self, call: ChatCall) -> None:
+        self._call = call
+        self._wire = WireCall(call.limits.first_token if call.streamed else math.inf)
+        self._hold_timeout = math.inf
+        self._assembly = CompletionAssembly()
+        self._parser = EventStreamParser()
+        self._deltas: deque[Delta] = deque()
+        self._plain: bytearray | None = None
+        self._body: Any = None
+        self._parts: AsyncIterator[bytes] | None = None
+        self._used = False
+        self._reading = False
+        self._waited: float | None = None
+        self._first_token: float | None = None
+        self._failure: BackendError | None = None
+        self._completion: Completion | None = None
+
+    def __repr__(self) -> str:
+        state = "new" if not self._used else "whole" if self._completion else "open" if self._body else "closed"
+        return f"<{type(self).__name__} of {self._call.backend!r}: {state}, {len(self.text)} characters>"
+
+    @property
+    def text(self) -> str:
+        """What has been read so far."""
+        return self._assembly.text
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds the request stood in the queue of the gate.
+
+        Raises:
+          RuntimeError: the stream has not been entered.
+        """
+        if self._waited is None:
+            raise RuntimeError("how long the request waited is known inside of 'async with adapter.stream(...)'")
+        return self._waited
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer.
+
+        Raises:
+          RuntimeError: it isn't whole: it was not read to its end, or failed.
+        """
+        if self._completion is None:
+            raise RuntimeError(
+                "the answer is whole after the last delta: read the stream to its end first; 'text' has what is there"
+            )
+        return self._completion
+
+    @enable_ki_protection
+    async def __aenter__(self) -> Self:
+        """Wait for the slot, send the request, and wait for the head of the answer; not for its first token.
+
+        Always a checkpoint. If it is cancelled or fails, the slot is given back.
+
+        Raises:
+          RuntimeError: the stream was used before.
+          GateRefused: the gate doesn't let it in; nothing was sent.
+          BackendError: see :meth:`ModelAdapter.stream`.
+        """
+        if self._used:
+            raise RuntimeError("a stream is used once: call adapter.stream(...) again for another answer")
+        self._used = True
+        await trio.lowlevel.checkpoint()
+        transport, request = self._call.transport(), self._request()
+        try:
+            response = await transport.handle_async_request(request)
+        except GateRefused:
+            raise
+        except (httpx.TransportError, HoldTimeout) as error:
+            raise self._named(self._told(error)) from error
+        self._body = response.stream
+        self._waited = response.extensions[EXTENSION]["waited"]
+        try:
+            # A body that is in memory is iterated by a generator, others by themselves.
+            self._parts = aiter(response.stream)
+            await self._begin(response)
+        except BaseException:
+            await self._close()  # noqa: ASYNC102 - shields itself
+            raise
+        return self
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Close the connection and give the slot back. Always a checkpoint, and can't be cancelled.
+
+        An answer whose ``finish_reason`` was read is whole, also if nobody has waited for what follows that.
+        """
+        await self._close()  # noqa: ASYNC102 - shields itself
+        if self._completion is None and self._assembly.finish_reason is not None:
+            self._complete()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    @enable_ki_protection
+    async def __anext__(self) -> Delta:
+        """The next piece of the answer. Always a checkpoint. If the wait for it is cancelled, the stream is closed.
+
+        Raises:
+          BackendError: see :meth:`ModelAdapter.stream`. The stream is closed then.
+          RuntimeError: the stream has not been entered.
+          trio.BusyResourceError: another task is waiting for the next piece.
+          trio.ClosedResourceError: it was closed before its end.
+        """
+        if self._waited is None:
+            raise RuntimeError("a stream is entered before it is read: 'async with adapter.stream(...) as stream:'")
+        if self._reading:
+            raise trio.BusyResourceError("another task is reading this stream")
+        await trio.lowlevel.checkpoint()
+        while not self._deltas:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if self._completion is not None:
+                raise StopAsyncIteration
+            if self._body is None:
+                raise trio.ClosedResourceError("this stream was closed before its end: its answer is not whole")
+            self._reading = True
+            try:
+                await self._read()
+            except BaseException:
+                await self._close()  # noqa: ASYNC102 - shields itself
+                raise
+            finally:
+                self._reading = False
+        return self._deltas.popleft()
+
+    # ---- the request ----
+
+    def _request(self) -> httpx.Request:
+        call = self._call
+        options = call.options
+        if options.hold_timeout is None:
+            around = current_options().hold_timeout
+            options = attrs.evolve(options, hold_timeout=call.hold_timeout if around is None else around)
+        self._hold_timeout = options.final_hold_timeout
+        # The silence is ours to measure, and the gate keeps the number of connections in bounds.
+        connect = None if math.isinf(call.limits.connect) else call.limits.connect
+        timeouts = {"connect": connect, "read": None, "write": None, "pool": None}
+        extensions = {EXTENSION: options, CALL: self._wire, "timeout": timeouts}
+        return httpx.Request("POST", call.url, headers=call.headers, content=call.body, extensions=extensions)
+
+    async def _begin(self, response: httpx.Response) -> None:  # noqa: ASYNC910 - who calls it has one
+        """See from the head what kind of answer it is."""
+        if not response.is_success:
+            raise self._named(await self._refusal(response))
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind in ("text/html", "application/xhtml+xml"):
+            raise self._named(MalformedAnswer(f"an answer of type {kind}: is there an inference server at this URL?"))
+        # Some servers answer in one piece although they were asked for a stream.
+        if kind == "application/json" or (not self._call.streamed and kind != "text/event-stream"):
+            self._plain = bytearray()
+
+    async def _refusal(self, response: httpx.Response) -> BackendRefused:
+        """The error that the server answers with. A checkpoint."""
+        body = bytearray()
+        await trio.lowlevel.checkpoint()
+        # What can't be read need not be told.
+        with trio.move_on_after(_REFUSAL_TIME), contextlib.suppress(httpx.TransportError, HoldTimeout):  # noqa: ASYNC912
+            while len(body) < _LONGEST_REFUSAL:
+                part = await self._next_part()
+                if part is None:
+                    break
+                body += part
+        message = refusal_of(bytes(body[:_LONGEST_REFUSAL]), reason=response.reason_phrase)
+        if response.is_redirect:
+            message = "a redirect, which is not followed: is this the base_url of the server?"
+        return BackendRefused(
+            f"the server answered HTTP {response.status_code}: {message}",
+            retry_after=_seconds(response.headers.get("retry-after", "")),
+            upstream_status=response.status_code,
+            upstream_message=message,
+        )
+
+    # ---- reading ----
+
+    async def _read(self) -> None:
+        """Take in the next part of the body, and what that brings. A checkpoint."""
+        failure: BackendError | None = None
+        silence = self._silence()
+        part: bytes | None = None
+        with trio.CancelScope(deadline=trio.current_time() + silence) as scope:
+            await trio.lowlevel.checkpoint()
+            try:
+                part = await self._next_part()
+            except (httpx.TransportError, HoldTimeout) as error:
+                failure = self._told(error)
+                failure.__cause__ = error
+        if scope.cancelled_caught:
+            failure = self._too_silent(silence)
+        if failure is None:
+            failure = self._take(part)
+        if self._assembly.finish_reason is not None and failure is not None:
+            # Whatever went wrong after that, the answer is whole.
+            failure, part = None, None
+        if failure is not None:
+            await self._close()
+            self._failure = self._named(failure)
+        elif part is None:
+            await self._close()
+            self._complete()
+
+    async def _next_part(self) -> bytes | None:
+        """The next part of the body; None: it has ended. A checkpoint."""
+        assert self._parts is not None
+        try:
+            return await anext(self._parts)
+        except StopAsyncIteration:
+            return None  # noqa: ASYNC910 - the end was found by way of a checkpoint
+
+    def _silence(self) -> float:
+        """For how many seconds the server may be silent now."""
+        limits = self._call.limits
+        if self._assembly.finish_reason is not None:
+            return min(limits.gap, _AFTERWARDS)
+        if not self._call.streamed:
+            return math.inf
+        return limits.first_token if self._first_token is None else limits.gap
+
+    def _take(self, part: bytes | None) -> BackendError | None:
+        """What a part of the body brings; None: it has ended. Returns what is wrong with it, or with the end."""
+        try:
+            if self._plain is not None:
+                self._take_plain(self._plain, part)
+            elif part is not None:
+                for event in self._parser.feed(part):
+                    self._take_delta(self._assembly.feed(event))
+            else:
+                # What lacks its end may be half of it.
+                with contextlib.suppress(MalformedAnswer):
+                    for event in self._parser.finish():
+                        self._take_delta(self._assembly.feed(event))
+            if part is None:
+                self._assembly.completion()
+        except BackendError as error:
+            return error
+        return None
+
+    def _take_plain(self, body: bytearray, part: bytes | None) -> None:
+        if part is not None:
+            body += part
+            if len(body) > _LONGEST_PLAIN:
+                raise MalformedAnswer(f"the answer has more than {_LONGEST_PLAIN} bytes: this is no answer")
+            return
+        end = bytes(body[-64:]).rstrip()
+        if not end or (bytes(body[:64]).lstrip().startswith(b"{") and not end.endswith(b"}")):
+            # Where the end of the connection is the end of the answer, HTTP can't tell that it was cut.
+            raise TruncatedAnswer("the answer was cut: its JSON has no end")
+        self._take_delta(self._assembly.feed_plain(bytes(body)))
+
+    def _take_delta(self, delta: Delta | None) -> None:
+        if delta is None:
+            return
+        self._deltas.append(delta)
+        if delta.is_token:
+            now = trio.current_time()
+            self._call.on_token(now)
+            if self._first_token is None and self._plain is None:
+                self._first_token = now - self._wire.granted_at
+
+    # ---- the end ----
+
+    def _complete(self) -> None:
+        self._completion = self._assembly.completion(
+            model=self._call.model,
+            waited=self.waited,
+            first_token=self._first_token,
+            seconds=trio.current_time() - self._wire.granted_at,
+        )
+
+    async def _close(self) -> None:
+        """Close the connection and give the slot back. Always a checkpoint, and can't be cancelled."""
+        body, self._body = self._body, None
+        parts, self._parts = self._parts, None
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        # It goes, whatever it has to say about it.
+        with contextlib.suppress(httpx.TransportError):
+            if parts is not None and parts is not body:
+                close = getattr(parts, "aclose", None)
+                if close is not None:
+                    await close()
+            if body is not None:
+                await body.aclose()
+
+    # ---- what failures are called ----
+
+    def _too_silent(self, silence: float) -> BackendTooSlow:
+        if trio.current_time() >= self._wire.granted_at + self._hold_timeout:
+            return self._answer_too_slow()  # both at once: the limit of the whole goes before that of a part
+        if self._first_token is None:
+            return FirstTokenTooSlow(f"the server was silent for {silence:g} s before its first token")
+        return TokenGapTooLong(f"the server was silent for {silence:g} s after a token")
+
+    def _answer_too_slow(self) -> AnswerTooSlow:
+        return AnswerTooSlow(f"the answer did not end within hold_timeout, {self._hold_timeout:g} s")
+
+    def _told(self, error: Exception) -> BackendError:
+        """What the failure of a transport means here."""
+        limits = self._call.limits
+        said = str(error) or type(error).__name__
+        if isinstance(error, HoldTimeout):
+            return self._answer_too_slow()
+        if isinstance(error, httpx.ConnectTimeout):
+            return ConnectTooSlow(f"no connection within {limits.connect:g} s")
+        if isinstance(error, httpx.TimeoutException):
+            return self._too_silent(self._silence())
+        if self._wire.answered:
+            return TruncatedAnswer(f"the connection broke in the middle of the answer: {said}", text=self.text)
+        if is_garbage(error):
+            return MalformedAnswer(f"what came is no HTTP: {said}")
+        if isinstance(error, httpx.ConnectError):
+            return BackendUnreachable(f"no connection: {said}")
+        times = f", {1 + self._wire.repeats} times" if self._wire.repeats else ""
+        return BackendUnreachable(f"the connection broke before an answer came{times}: {said}")
+
+    def _named(self, error: BackendError) -> BackendError:
+        """The error with the name of the backend, and without its secrets."""
+        error.backend = self._call.backend
+        error.args = (f"{self._call.backend}: {self._call.hide(str(error))}",)
+        if isinstance(error, BackendRefused):
+            error.upstream_message = self._call.hide(error.upstream_message)
+        return error
+
+
+def _seconds(text: str) -> float | None:
+    """The seconds of a Retry-After; None: there is none, or it is a date."""
+    return float(text) if text.strip().isascii() and text.strip().isdigit() and len(text) < 10 else None
