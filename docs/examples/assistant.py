@@ -166,9 +166,7 @@ class Assistant:
 
     async def digest(self, pages: Sequence[str]) -> list[str]:
         """Digests for tomorrow: in the background, so that whoever asks meanwhile goes first. A checkpoint if any."""
-        return [
-            (await self.registry.call("reasoner", f"Digest this: {page}", on_unavailable="wait")).text for page in pages
-        ]
+        return [(await self.registry.call("reasoner", f"Digest this: {page}")).text for page in pages]
 
 
 def roles(

@@ -13,6 +13,7 @@ from trio_mlxgate.core.readings import Health, OwnWork, Reading, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 UP = Reading(health=Health.UP, latency=0.02)
 REFUSED = Reading(health=Health.DOWN, reason="nothing listens there", refused=True)
@@ -97,7 +98,9 @@ class PretendStream:
         await self.slot.__aenter__()
         return self
 
-    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         await self.slot.__aexit__(kind, error, traceback)
 
     def __aiter__(self) -> PretendStream:

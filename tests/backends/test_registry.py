@@ -165,15 +165,21 @@ async def test_run_is_for_a_nursery_of_ones_own(autojump_clock: trio.testing.Moc
     assert backend.closed == 1
 
 
-async def test_a_registry_can_be_entered_again(autojump_clock: trio.testing.MockClock) -> None:
+def test_a_registry_can_be_entered_again_in_the_next_run() -> None:
     registry = registry_of({"reasoner": PretendBackend("one")})
-    for _ in range(2):
+
+    async def main() -> None:
         async with registry:
             await registry.wait_healthy("reasoner")
-    with pytest.raises(RuntimeError, match="nobody watches"):
-        await registry.wait_healthy("reasoner")
-    with pytest.raises(RuntimeError, match="nobody watches"):
-        await registry.load("reasoner", fresh=True)
+        with pytest.raises(RuntimeError, match="nobody watches"):
+            await registry.wait_healthy("reasoner")
+        with pytest.raises(RuntimeError, match="nobody watches"):
+            await registry.load("reasoner", fresh=True)
+        with pytest.raises(RuntimeError, match="was left"):
+            await registry.__aenter__()
+
+    for _ in range(2):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 # ---- measuring ----

@@ -44,7 +44,8 @@ class BackendRegistry:
 
     Or, in a nursery of one's own: ``registry = await nursery.start(BackendRegistry(roles).run)``. Each backend has a
     task that looks at it, by itself: one that is slow delays no other. A backend that serves several roles is watched
-    once. Leaving the block ends the watch and closes the backends' connections; errors of the block arrive bare.
+    once. Leaving the block ends the watch and closes the backends, which are the registry's; errors of the
+    block arrive bare. In the next run it can be entered again.
 
     Args:
       roles: for each role the backends that can serve it, best first; one alone need not be in a list.
@@ -94,6 +95,7 @@ class BackendRegistry:
                 )
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery | None = None
+        self._left_in: trio.lowlevel.TrioToken | None = None
         self._changed = trio.Event()
 
     def __repr__(self) -> str:
@@ -106,11 +108,15 @@ class BackendRegistry:
         """Begin to watch. Always a checkpoint. The first look at each backend is under way when the block begins.
 
         Raises:
-          RuntimeError: the watch is on already.
+          RuntimeError: the watch is on already, or was left in this run: its backends are closed.
         """
         await trio.lowlevel.checkpoint()
         if self._nursery is not None:
             raise RuntimeError("this registry is under watch already: enter it once, and hand it around")
+        if self._left_in is trio.lowlevel.current_trio_token():
+            raise RuntimeError(
+                "this registry was left, and its backends are closed: make another one, of other backends"
+            )
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
         for watch in self._watches.values():
@@ -127,6 +133,7 @@ class BackendRegistry:
         self._nursery.cancel_scope.shield = True
         self._nursery.cancel_scope.cancel()
         manager, self._nursery_manager, self._nursery = self._nursery_manager, None, None
+        self._left_in = trio.lowlevel.current_trio_token()
         try:
             await manager.__aexit__(None, None, None)
         finally:
