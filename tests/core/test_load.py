@@ -205,6 +205,9 @@ def test_after_a_pause_old_latencies_have_no_say() -> None:
     monitor = looked_at(0.02, 0.02, 0.02, 0.2, 0.2, 0.2)
     monitor.observe(up(0.081), 75.5)
     assert level(monitor, 75.5) is NORMAL
+    monitor = looked_at(0.02, 0.02, 0.02, 0.05, 0.05, 0.05)
+    monitor.observe(up(0.035), 75.5)
+    assert level(monitor, 75.5) is IDLE, "nor has the level that they made"
 
 
 @pytest.mark.parametrize("latency", [None, -1.0, math.inf, math.nan])
@@ -216,6 +219,14 @@ def test_an_answer_without_a_latency_says_that_it_is_well_and_no_more(latency: f
     assert report.reason == "it answers, but nothing tells how busy it is"
     monitor.observe_inference(0.5, 0.0)
     assert level(monitor, 0.0) is IDLE
+
+
+def test_latencies_of_long_ago_are_not_those_of_an_answer_without() -> None:
+    monitor = quiet()
+    monitor.observe(up(None), 60.0)
+    assert level(monitor, 75.0) is IDLE
+    report = monitor.report(75.5)
+    assert (report.level, report.latency) == (UNKNOWN, None)
 
 
 # ---- the hybrid: inference ----
@@ -284,6 +295,7 @@ def test_our_own_queue_raises_by_one_step(own: OwnWork, caller: int, raised: boo
     assert level(normal, 0.0, own, caller) is (BUSY if raised else NORMAL)
     busy = looked_at(0.02, 0.02, 0.02, 0.2, 0.2)
     assert level(busy, 0.0, own, caller) is BUSY, "no further"
+    assert busy.report(0.0, own, caller=caller).reason == "health latency 200 ms is 10.0 times the usual"
     very_busy = quiet()
     very_busy.observe_inference(9.0, 0.0)
     assert level(very_busy, 0.0, own, caller) is VERY_BUSY
@@ -599,6 +611,8 @@ def test_tokens_put_a_look_off() -> None:
     assert monitor.next_check(500.0) == 505.0
     monitor.observe(UNAVAILABLE, 501.0)
     assert monitor.next_check(501.0) == 506.0
+    monitor.observe_tokens(502.0)
+    assert monitor.next_check(502.0) == 507.0, "up again, but how busy it is only a look tells"
 
 
 def test_it_is_looked_at_again_soon_while_its_level_may_have_changed() -> None:

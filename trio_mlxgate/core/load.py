@@ -166,7 +166,8 @@ class LoadMonitor:
         wait = self._settings.recheck
         if self._health is not Health.UP or self._failures or self._unsettled:
             return max(now, self._looked_at + wait)
-        return max(now, self._looked_at + self._settings.interval, self._token_at + wait)
+        # Without a good reading nobody knows how busy it is: a look is due as soon as the tokens end.
+        return max(now, self._looked_at + (self._settings.interval if self._good else wait), self._token_at + wait)
 
     def report(self, now: float, own: OwnWork = NO_WORK, *, caller: int = 0) -> LoadReport:
         """How busy it is now.
@@ -298,7 +299,6 @@ class LoadMonitor:
 
     def _up(self, reason: str, now: float) -> Transition | None:
         self._failures = 0
-        self._failed_at = -inf
         self._refused = False
         return self._become(Health.UP, reason, now)
 
