@@ -17,7 +17,7 @@ from trio_mlxgate.core.readings import Health, OwnWork, Reading, Status
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = int(os.environ.get("MLXGATE_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("MLXGATE_EXAMPLES", "150"))
 SETTINGS = LoadSettings(baseline_hours=3, initial_hours=2)
 NOTHING = OwnWork()
 KNOWN = [LoadLevel.IDLE, LoadLevel.NORMAL, LoadLevel.BUSY, LoadLevel.VERY_BUSY]
