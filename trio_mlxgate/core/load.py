@@ -29,8 +29,6 @@ _LATENCY_LEVELS: Final = (LoadLevel.IDLE, LoadLevel.NORMAL, LoadLevel.BUSY)
 _INFERENCE_LEVELS: Final = (LoadLevel.IDLE, LoadLevel.BUSY, LoadLevel.VERY_BUSY)
 _WITNESSES: Final = 3
 """The level goes by the median of so many latencies."""
-_HASTY_LOOKS: Final = 2
-"""So many extra looks tell which of two levels it is: with them all three latencies are new."""
 
 
 class LoadMonitor:
@@ -49,7 +47,7 @@ class LoadMonitor:
     """
 
     __slots__ = (
-        *("_baseline", "_failed_at", "_failures", "_good", "_good_at", "_good_own", "_hasty", "_health"),
+        *("_baseline", "_failed_at", "_failures", "_good", "_good_at", "_good_own", "_health"),
         *("_inference", "_inference_at", "_inference_trigger", "_latencies", "_latencies_at", "_latency_trigger"),
         *("_looked_at", "_reason", "_refused", "_settings", "_token_at", "_unsettled"),
     )
@@ -72,7 +70,6 @@ class LoadMonitor:
         self._latencies_at = -inf
         self._latency_trigger = SchmittTrigger(settings.leave_at)
         self._unsettled = False
-        self._hasty = 0
         self._inference: float | None = None
         self._inference_at = -inf
         self._inference_trigger = SchmittTrigger(settings.leave_at)
@@ -93,7 +90,7 @@ class LoadMonitor:
             if reading.latency is not None and 0 <= reading.latency < inf:
                 self._learn_latency(reading.latency, now, exact=reading.status is not None)
             else:
-                self._settle(False)
+                self._unsettled = False
             return self._up(reading.reason, now)
         if reading.health is Health.UNKNOWN and self._tokens_within(self._settings.recheck, now):
             return None
@@ -167,9 +164,10 @@ class LoadMonitor:
         It moves on while a stream delivers tokens, unless the server fails: they are the better evidence.
         """
         wait = self._settings.recheck
-        if self._health is not Health.UP or self._failures or (self._unsettled and self._hasty <= _HASTY_LOOKS):
+        if self._health is not Health.UP or self._failures or self._unsettled:
             return max(now, self._looked_at + wait)
-        return max(now, self._looked_at + self._settings.interval, self._token_at + wait)
+        # Without a good reading nobody knows how busy it is: a look is due as soon as the tokens end.
+        return max(now, self._looked_at + (self._settings.interval if self._good else wait), self._token_at + wait)
 
     def report(self, now: float, own: OwnWork = NO_WORK, *, caller: int = 0) -> LoadReport:
         """How busy it is now.
@@ -264,12 +262,8 @@ class LoadMonitor:
         if len(self._latencies) == 1:
             # One slow answer may be a cold start: a second one has to confirm that it is BUSY.
             trigger.step = min(trigger.step, 1)
-        self._settle(not exact and trigger.next_step(latency, thresholds) != trigger.step)
-
-    def _settle(self, unsettled: bool) -> None:
-        self._unsettled = unsettled
-        # Counted, since latencies that always waver would have it looked at in haste for ever.
-        self._hasty = self._hasty + 1 if unsettled else 0
+        # Another look tells whether this was chance. Of three latencies the newest soon is the median: this ends.
+        self._unsettled = not exact and trigger.next_step(latency, thresholds) != trigger.step
 
     def _forget_latencies(self) -> None:
         self._latencies.clear()
@@ -305,7 +299,6 @@ class LoadMonitor:
 
     def _up(self, reason: str, now: float) -> Transition | None:
         self._failures = 0
-        self._failed_at = -inf
         self._refused = False
         return self._become(Health.UP, reason, now)
 
@@ -321,7 +314,7 @@ class LoadMonitor:
             return None
         # Whatever comes up there next begins anew; but it is the same machine, whose baseline holds.
         self._forget_latencies()
-        self._settle(False)
+        self._unsettled = False
         self._inference = None
         self._inference_at = -inf
         return self._become(Health.DOWN, reason, now)
