@@ -164,7 +164,7 @@ class Assistant:
         answer = await self.registry.call("classifier", messages, priority=Priority.FOREGROUND, temperature=0)
         return answer.text
 
-    async def digest(self, pages: Sequence[str]) -> list[str]:
+    async def digest(self, pages: Sequence[str]) -> list[str]:  # noqa: ASYNC910
         """Digests for tomorrow: in the background, so that whoever asks meanwhile goes first. A checkpoint if any."""
         return [(await self.registry.call("reasoner", f"Digest this: {page}")).text for page in pages]
 
@@ -204,8 +204,9 @@ SAYS = {
 REPAIRED = '{"action": "tools", "tool": "add_event", "arguments": {"title": "Lunch with Bob"}}'
 
 
-async def pretend(request: httpx.Request) -> httpx.Response:  # noqa: ASYNC910, ASYNC124
+async def pretend(request: httpx.Request) -> httpx.Response:
     """A model that answers by rules, as a server of OpenAI's API would stream it. The MacBook is asleep."""
+    await trio.lowlevel.checkpoint()
     if request.url.host == "macbook":
         raise httpx.ConnectError("nobody is there")
     if request.method == "GET":

@@ -81,7 +81,7 @@ async def ask_around(
         return await _ask_and_wait(registry, plan, ask)
     until = trio.current_time() + plan.max_wait
     failed: dict[str, Exception] = {}
-    while True:
+    while True:  # noqa: ASYNC913 - each turn asks one more, or ends
         ranked, there = plan.rank(registry)
         # Ranked anew each time: while one was asked, others may have gone down, or got busy.
         left = [name for name in ranked if name not in failed]
@@ -252,7 +252,7 @@ class RoleStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the connection, and give the slot back; as :meth:`ChatStream.__aexit__`."""
-        await self._open_stream().__aexit__(kind, error, traceback)
+        await self._open_stream().__aexit__(kind, error, traceback)  # noqa: ASYNC102 - it shields itself
 
     def __aiter__(self) -> Self:
         return self
@@ -282,8 +282,9 @@ class _Opening:
         await self.stream.__aenter__()
         return self
 
-    async def __aexit__(
+    async def __aexit__(  # noqa: ASYNC910 - as it says
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """A checkpoint if the stream is closed."""
         if not self.keep:
-            await self.stream.__aexit__(kind, error, traceback)
+            await self.stream.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - it shields itself

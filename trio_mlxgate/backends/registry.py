@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_CLOSING: Final = 10.0
+"""Seconds that closing the backends may take; what they close shields itself, and has shorter limits."""
+
 _logger: Final = logging.getLogger("trio_mlxgate.backends")
 
 
@@ -135,13 +138,16 @@ class BackendRegistry:
         manager, self._nursery_manager, self._nursery = self._nursery_manager, None, None
         self._left_in = trio.lowlevel.current_trio_token()
         try:
-            await manager.__aexit__(None, None, None)
+            await manager.__aexit__(None, None, None)  # noqa: ASYNC102 - shielded by its own scope, and cancelled
         finally:
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(_CLOSING, shield=True):
+                await trio.lowlevel.checkpoint()
                 for backend in self._backends.values():
                     await backend.aclose()
 
-    async def run(self, *, task_status: trio.TaskStatus[BackendRegistry] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(  # noqa: ASYNC114 - what it starts is a value, to be used after it
+        self, *, task_status: trio.TaskStatus[BackendRegistry] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Watch until cancelled: ``registry = await nursery.start(registry.run)``. Always a checkpoint.
 
         Raises:

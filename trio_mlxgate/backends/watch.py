@@ -149,6 +149,7 @@ class Watch:
 
     async def _look(self) -> None:
         """One look at it, whatever happens. Always a checkpoint."""
+        await trio.lowlevel.checkpoint()
         before = self.backend.own_work
         reading = Reading(health=Health.UNKNOWN, reason=f"its check took longer than {self._check_limit:g} s")
         try:
@@ -216,6 +217,7 @@ class Watch:
 
     async def _measure(self) -> float:
         """Measure it, and note the outcome. Always a checkpoint."""
+        await trio.lowlevel.checkpoint()
         self._desk.started(trio.current_time())
         seconds = MEASUREMENT_LIMIT
         try:
