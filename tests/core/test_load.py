@@ -439,7 +439,9 @@ def test_a_server_that_streams_is_never_idle_without_a_reading() -> None:
     monitor.observe_tokens(1000.0)
     report = monitor.report(1000.0, OwnWork(in_flight=1), caller=1)
     assert (report.level, report.source, report.reason) == (NORMAL, "hybrid", "a stream delivers tokens")
-    assert level(monitor, 1000.0, OwnWork(in_flight=9, waiting=9)) is NORMAL
+    assert level(monitor, 1000.0, OwnWork(in_flight=1)) is NORMAL  # that is the stream
+    assert level(monitor, 1000.0, OwnWork(in_flight=1, waiting=1)) is BUSY
+    assert level(monitor, 1000.0, OwnWork(in_flight=9, waiting=9)) is BUSY
     monitor.observe_inference(5.0, 1000.0)
     assert level(monitor, 1000.0) is BUSY
     assert level(monitor, 1075.0) is BUSY

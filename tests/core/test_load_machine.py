@@ -198,7 +198,7 @@ class Oracle:
         if not levels:
             return LoadLevel.UNKNOWN, "none"
         level = max(levels)
-        if good is not None and level < 2 and own.in_flight + own.waiting > caller:
+        if level < 2 and own.in_flight + own.waiting > caller + (good is None):
             level += 1
         return KNOWN[level], "hybrid"
 

@@ -236,8 +236,9 @@ class LoadMonitor:
             reason = "it answers, but nothing tells how busy it is"
             return LoadReport(level=LoadLevel.UNKNOWN, reason=_and(reason, self._reason), **known)
         level, reason = max(signs, key=lambda sign: sign[0])
-        others = own.in_flight + own.waiting - caller
-        if good is not None and others > 0 and level <= LoadLevel.NORMAL:
+        # Where a stream is all that is known, the level tells of it already.
+        others = own.in_flight + own.waiting - caller - (good is None)
+        if others > 0 and level <= LoadLevel.NORMAL:
             level = LoadLevel.NORMAL if level is LoadLevel.IDLE else LoadLevel.BUSY
             reason = f"our own jobs besides: {others}; {reason}"
         return LoadReport(level=level, source="hybrid", reason=_and(reason, self._reason), **known)
