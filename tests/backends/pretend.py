@@ -69,8 +69,8 @@ class PretendBackend:
         await trio.sleep(self.measured)
         return self.measured
 
-    async def chat(self, messages: Any, *, max_wait: float = math.inf, **options: Any) -> str:
-        async with self.gate.slot(max_wait=max_wait):
+    async def chat(self, messages: Any, *, max_wait: float | None = None, **options: Any) -> str:
+        async with self.gate.slot(max_wait=math.inf if max_wait is None else max_wait):
             self.chats.append((trio.current_time(), options))
             self.on_chat()
             await trio.sleep(self.answer_takes)
@@ -78,8 +78,8 @@ class PretendBackend:
                 raise self.answer
             return f"{self.name}: {self.answer}"
 
-    def stream(self, messages: Any, *, max_wait: float = math.inf, **options: Any) -> PretendStream:
-        return PretendStream(self, max_wait)
+    def stream(self, messages: Any, *, max_wait: float | None = None, **options: Any) -> PretendStream:
+        return PretendStream(self, math.inf if max_wait is None else max_wait)
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -54,13 +54,14 @@ class CallPlan:
     on_unavailable: OnUnavailable = "next"
     """What is done where the one that is to be asked can't be."""
 
-    max_wait: float = math.inf
-    """Seconds for all waiting, for a backend to come up and in queues."""
+    max_wait: float | None = None
+    """Seconds for all waiting, for a backend to come up and in queues; None: as the requests' own options say."""
 
     def __attrs_post_init__(self) -> None:
         if self.on_unavailable not in ("next", "wait", "defer"):
             raise ValueError(f"on_unavailable must be 'next', 'wait' or 'defer', not {self.on_unavailable!r}")
-        check_seconds("max_wait", self.max_wait)
+        if self.max_wait is not None:
+            check_seconds("max_wait", self.max_wait)
 
     def rank(self, registry: BackendRegistry) -> tuple[tuple[str, ...], frozenset[str]]:
         """As the registry ranks, now."""
@@ -68,18 +69,18 @@ class CallPlan:
 
 
 async def ask_around(
-    registry: BackendRegistry, plan: CallPlan, ask: Callable[[ModelAdapter, float], Awaitable[T]]
+    registry: BackendRegistry, plan: CallPlan, ask: Callable[[ModelAdapter, float | None], Awaitable[T]]
 ) -> T:
     """What ``ask`` makes of the first backend that can answer. Always a checkpoint.
 
-    ``ask`` is given the backend and how many seconds are left of ``max_wait``; what it raises must mean that nothing
-    of an answer was handed on.
+    ``ask`` is given the backend and how many seconds are left of ``max_wait``, if there is one; what it raises must
+    mean that nothing of an answer was handed on.
     """
     plan.rank(registry)  # for its errors, before anything
     await trio.lowlevel.checkpoint()
     if plan.on_unavailable == "wait":
         return await _ask_and_wait(registry, plan, ask)
-    until = trio.current_time() + plan.max_wait
+    until = None if plan.max_wait is None else trio.current_time() + plan.max_wait
     failed: dict[str, Exception] = {}
     while True:  # noqa: ASYNC913 - each turn asks one more, or ends
         ranked, there = plan.rank(registry)
@@ -94,7 +95,7 @@ async def ask_around(
         if name is None:
             raise _nobody(registry, plan, ranked, failed)
         try:
-            return await ask(registry.backend(name), max(0.0, until - trio.current_time()))
+            return await ask(registry.backend(name), _left(until))
         except (BackendError, GateRefused) as error:
             note_failure(registry, name, error)
             if not may_ask_another(error, yielded=False):
@@ -103,27 +104,31 @@ async def ask_around(
 
 
 async def _ask_and_wait(
-    registry: BackendRegistry, plan: CallPlan, ask: Callable[[ModelAdapter, float], Awaitable[T]]
+    registry: BackendRegistry, plan: CallPlan, ask: Callable[[ModelAdapter, float | None], Awaitable[T]]
 ) -> T:
     """As :func:`ask_around`, for who wants the first in the order and waits while it is down. Always a checkpoint."""
-    until = trio.current_time() + plan.max_wait
+    until = None if plan.max_wait is None else trio.current_time() + plan.max_wait
     pause = _FIRST_PAUSE
     while True:
         ranked, there = plan.rank(registry)
         if ranked[0] not in there:
-            with trio.move_on_at(until):
+            with trio.move_on_at(math.inf if until is None else until):
                 await registry.wait_change()
                 continue
             raise registry.unavailable(plan.role, ranked[:1])
         try:
-            return await ask(registry.backend(ranked[0]), max(0.0, until - trio.current_time()))
+            return await ask(registry.backend(ranked[0]), _left(until))
         except (BackendUnreachable, ConnectTooSlow) as error:
             note_failure(registry, ranked[0], error)
-            if trio.current_time() + pause >= until:
+            if until is not None and trio.current_time() + pause >= until:
                 raise
         # It may look well all the same: so that nobody asks it without a pause.
         await trio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _left(until: float | None) -> float | None:
+    return None if until is None else max(0.0, until - trio.current_time())
 
 
 def note_failure(registry: BackendRegistry, name: str, error: Exception) -> None:
@@ -173,7 +178,7 @@ async def call_role(
 ) -> Completion | T:
     """One answer of whoever can give it. Always a checkpoint."""
 
-    async def ask(backend: ModelAdapter, left: float) -> Completion:
+    async def ask(backend: ModelAdapter, left: float | None) -> Completion:
         return await backend.chat(messages, max_wait=left, **options)
 
     try:
@@ -240,7 +245,7 @@ class RoleStream:
         self._stream = await ask_around(self._registry, self._plan, self._ask)
         return self
 
-    async def _ask(self, backend: ModelAdapter, left: float) -> ChatStream:
+    async def _ask(self, backend: ModelAdapter, left: float | None) -> ChatStream:
         """Open a stream, and read its first delta: until then another backend can take over. Always a checkpoint."""
         async with _Opening(backend.stream(self._messages, max_wait=left, **self._options)) as opening:
             self._first = await anext(opening.stream, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -348,7 +347,7 @@ class BackendRegistry:
         prefer: Sequence[str] = (),
         strategy: Strategy = "first",
         on_unavailable: OnUnavailable = "next",
-        max_wait: float = math.inf,
+        max_wait: float | None = None,
         fallback: Callable[[Exception], Awaitable[T]] | None = None,
         **options: Any,
     ) -> Completion | T:
@@ -366,7 +365,8 @@ class BackendRegistry:
           on_unavailable: when the one that is to be asked first is down, can't be reached, or refuses. ``"next"``: the
             next one is asked, and so on. ``"wait"``: it is waited for until it is up again. ``"defer"``:
             :class:`BackendUnavailable` is raised at once, with ``retry_after``, for work that can be done later.
-          max_wait: seconds for all waiting together, for a backend to come up and in the queues of gates.
+          max_wait: seconds for all waiting together, for a backend to come up and in the queues of gates; None: as
+            :func:`trio_mlxgate.use_options` or the endpoints' settings say for each queue, else no limit.
           fallback: an async function that is called with the error when nobody here answers, such as one that asks a
             cloud service. No slot is held then. What it returns is returned.
 
@@ -386,7 +386,7 @@ class BackendRegistry:
         prefer: Sequence[str] = (),
         strategy: Strategy = "first",
         on_unavailable: OnUnavailable = "next",
-        max_wait: float = math.inf,
+        max_wait: float | None = None,
         **options: Any,
     ) -> RoleStream:
         """A streamed answer: ``async with registry.stream(role, ...) as stream: async for delta in stream: ...``.
