@@ -253,6 +253,9 @@ def test_what_a_row_says() -> None:
     failed = row(Reading(health=Health.UNKNOWN, reason="HTTP 500"))
     assert failed.health is Health.UNKNOWN
     assert failed.why.count("HTTP 500") == 1
+    # But what it says itself is told, though the monitor waits for more.
+    loading = row(Reading(health=Health.DOWN, reason="it loads its model"))
+    assert (loading.as_json()["health"], loading.as_json()["level"]) == ("down", "down")
     assert row(None).health is Health.UNKNOWN
     assert row(None).as_json()["latency"] is None
 

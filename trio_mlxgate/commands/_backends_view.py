@@ -68,7 +68,7 @@ def table(rows: Sequence[Row]) -> Table:
             Text(place),
             Text("-" if row.kind is None else row.kind.name),
             Text("..." if row.reading is None else row.health.value, _HEALTH[row.health]),
-            Text(row.report.level.label, _LEVELS[row.report.level]),
+            Text(row.level.label, _LEVELS[row.level]),
             Text(row.why),
             Text("\n".join(row.models) or "-"),
             *(Text("-" if count is None else str(count)) for count in counts),

@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from trio_mlxgate.backends.prober import Prober
-from trio_mlxgate.core.load import LoadMonitor, LoadSettings
+from trio_mlxgate.core.load import LoadLevel, LoadMonitor, LoadSettings
 from trio_mlxgate.core.readings import Health
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class Row:
         return self.report.health
 
     @property
+    def level(self) -> LoadLevel:
+        """How busy it is; DOWN where its one look says so, though that settles nothing yet."""
+        return LoadLevel.DOWN if self.health is Health.DOWN else self.report.level
+
+    @property
     def why(self) -> str:
         """Why the level is what it is, for people."""
         reason = self.report.reason
@@ -70,7 +75,7 @@ class Row:
             "url": self.target.url,
             "kind": None if self.kind is None else self.kind.name,
             "health": self.health.value,
-            "level": self.report.level.value,
+            "level": self.level.value,
             "source": self.report.source,
             "reason": self.why,
             "latency": None if self.reading is None else _rounded(self.reading.latency),
