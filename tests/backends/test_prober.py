@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -159,7 +160,7 @@ async def test_whatever_it_sends_is_told_and_not_raised(script: Script, reason: 
     async with scripted(script) as server, Prober(server.url, kind=MLX_LM) as prober:
         reading = await prober.read()
         assert (reading.health, reading.refused) == (Health.UNKNOWN, False)
-        assert reason in reading.reason or (reason == "broken" and "no answer that is HTTP" in reading.reason)
+        assert reason in reading.reason or (reason == "broken" and "got no answer that is HTTP" in reading.reason)
         assert len(server.asked) == 1
         await server.none_is_open()
 
@@ -255,6 +256,19 @@ async def test_nobody_there() -> None:
     assert reading.health is (Health.DOWN if reading.refused else Health.UNKNOWN)
     if reading.refused:
         assert "leads nowhere" in reading.reason
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_that_we_have_no_sockets_left_is_not_the_servers_fault(number: int) -> None:
+    def none_left(_: httpx.Request) -> httpx.Response:
+        # As it comes from trio through httpcore: one error for each address.
+        group = ExceptionGroup("all attempts failed", [OSError(number, os.strerror(number))])
+        raise httpx.ConnectError("all attempts failed") from group
+
+    async with Prober("http://x/v1", transport=httpx.MockTransport(none_left)) as prober:
+        reading = await prober.read()
+    assert (reading.health, reading.refused) == (Health.UNKNOWN, False)
+    assert f"it could not be asked: {os.strerror(number)}" in reading.reason
 
 
 @integration

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import socket
 import ssl
 from contextlib import suppress
@@ -27,6 +29,9 @@ MOST_READ: Final = 1 << 20
 
 _CLOSING: Final = 1.0
 """Seconds that closing a connection may take beyond the limit of a look."""
+
+_OUR_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""Why a connection fails of which the server knows nothing."""
 
 ResultT = TypeVar("ResultT")
 
@@ -274,8 +279,11 @@ def _failure(error: Exception, seconds: float) -> NoReply:
             return NoReply(why="refused", text=f"the host's name leads nowhere: {cause}", seconds=seconds)
     if isinstance(error, httpx.ConnectError):
         # Of several addresses each has its own reason, which the text doesn't tell.
-        reasons = dict.fromkeys(c.strerror for c in causes if isinstance(c, OSError) and c.errno and c.strerror)
-        return NoReply(why="refused", text=f"no connection: {', '.join(reasons) or text}", seconds=seconds)
+        numbers = dict.fromkeys(cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno)
+        reasons = ", ".join(map(os.strerror, numbers))
+        if _OUR_SHORTAGE.intersection(numbers):
+            return NoReply(why="broken", text=f"it could not be asked: {reasons}", seconds=seconds)
+        return NoReply(why="refused", text=f"no connection: {reasons or text}", seconds=seconds)
     return NoReply(why="broken", text=text, seconds=seconds)
 
 

@@ -10,7 +10,7 @@ import argparse
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
-from trio_mlxgate.commands import echo_server, herd
+from trio_mlxgate.commands import backends, echo_server, herd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-_COMMANDS = (herd, echo_server)
+_COMMANDS = (herd, backends, echo_server)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -1,20 +1,10 @@
-"""The herd on a terminal: live progress while it runs, a table when it is done. The one module that needs rich."""
+"""The herd on a terminal: live progress while it runs, a table when it is done."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-try:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.live import Live
-    from rich.table import Table
-    from rich.text import Text
-except ImportError as missing:
-    raise ImportError(
-        "the herd's table needs the package rich: pip install 'trio-mlxgate[cli]' (from a clone: '.[cli]')"
-    ) from missing
-
+from trio_mlxgate.commands._rich import SIMPLE, Console, Live, Table, Text
 from trio_mlxgate.commands._stampede import HalfResult, median
 
 if TYPE_CHECKING:

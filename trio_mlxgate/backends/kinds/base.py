@@ -102,7 +102,7 @@ def unanswered(path: str, silence: NoReply) -> Reading:
 
 def silence_of(path: str, silence: NoReply) -> str:
     """That there was no answer, for people."""
-    said = {"refused": "was refused", "timeout": "gave no answer in time", "broken": "gave no answer that is HTTP"}
+    said = {"refused": "was refused", "timeout": "gave no answer in time", "broken": "got no answer that is HTTP"}
     return f"GET {path} {said[silence.why]}" + (f": {silence.text}" if silence.text else "")
 
 
