@@ -9,7 +9,7 @@
 #       endpoint_gates, _response_body, _gated_stream, _family, _rewrite, _fallback, _drain, _transport, httpx,
 #       httpx2    act
 #   L3  echo_server, backends
-#   L4  config
+#   L4  _config_values, config
 #   L5  testing, commands, __main__
 
 from __future__ import annotations

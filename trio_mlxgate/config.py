@@ -15,22 +15,42 @@ Each mistake is refused with the path at which it stands and what was expected t
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from trio_mlxgate.backends.detecting import KINDS, kind_named
+from trio_mlxgate._config_values import (
+    Check,
+    Misfit,
+    check_headers,
+    check_kind,
+    check_known,
+    check_names,
+    check_seconds_above_0,
+    check_table,
+    check_temperature,
+    check_text,
+    check_url,
+    check_variable,
+    check_whole,
+    key_in_path,
+    misfit,
+    nearest,
+    shown,
+)
+from trio_mlxgate.backends.adapter import ModelAdapter
+from trio_mlxgate.backends.detecting import kind_named
+from trio_mlxgate.backends.limits import ChatLimits
+from trio_mlxgate.backends.registry import BackendRegistry
 from trio_mlxgate.core.endpoints import Endpoint
+from trio_mlxgate.endpoint_gates import EndpointGates
 
-_LONGEST_SHOWN: Final = 60
-_MOST: Final = 10**6
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class ConfigError(ValueError):
@@ -105,7 +125,7 @@ class BackendConfig:
         """
         if self.api_key_env is None:
             return dict(self.headers)
-        path = f"{self.source}: backends.{_key(self.name)}.api_key_env"
+        path = f"{self.source}: backends.{key_in_path(self.name)}.api_key_env"
         key = environ.get(self.api_key_env, "")
         if not key:
             raise ConfigError(
@@ -161,6 +181,50 @@ class Config:
             if backend.capacity is not None
         }
 
+    def gates(self) -> EndpointGates:
+        """New gates for its servers, with the capacities of the file; they can be used in any run."""
+        return EndpointGates({url: {"capacity": capacity} for url, capacity in self.capacities().items()})
+
+    def adapters(
+        self, gates: EndpointGates | None = None, environ: Mapping[str, str] = os.environ
+    ) -> dict[str, ModelAdapter]:
+        """An adapter for each backend, by name.
+
+        Args:
+          gates: where their requests pass; None: :meth:`gates`, one for all of them. A program that calls these servers
+            by other ways too gives these the same gates.
+          environ: where keys are.
+
+        Raises:
+          ConfigError: the environment has no such key; or an adapter wants it otherwise, and says so.
+        """
+        shared = self.gates() if gates is None else gates
+        made = {}
+        for name, backend in self.backends.items():
+            arguments = backend.adapter_arguments(environ)
+            limits = ChatLimits(**arguments.pop("limits", {}))
+            try:
+                made[name] = ModelAdapter(**arguments, limits=limits, gate=shared)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{self.source}: backends.{key_in_path(name)}: {error}") from None
+        return made
+
+    def registry(
+        self, gates: EndpointGates | None = None, environ: Mapping[str, str] = os.environ, **options: Any
+    ) -> BackendRegistry:
+        """A registry of its roles, not entered yet; without ``[roles]`` each backend is a role of its own name.
+
+        Args:
+          gates, environ: as for :meth:`adapters`.
+          options: of :class:`trio_mlxgate.backends.BackendRegistry`.
+
+        Raises:
+          ConfigError: as :meth:`adapters`.
+        """
+        made = self.adapters(gates, environ)
+        roles = self.roles or {name: (name,) for name in self.backends}
+        return BackendRegistry({role: [made[name] for name in names] for role, names in roles.items()}, **options)
+
 
 def load_config(path: str | os.PathLike[str]) -> Config:
     """Read and check a configuration file.
@@ -194,54 +258,42 @@ def parse_config(text: str, source: str = "configuration") -> Config:
         raise ConfigError(f"{source}: no TOML: a number in it is too long") from None
     try:
         return _config(document, source)
-    except _Misfit as misfit:
+    except Misfit as misfit:
         raise ConfigError(f"{source}: {misfit}") from None
 
 
-class _Misfit(Exception):
-    """What is wrong at a path, without the file's name."""
-
-
-Check: TypeAlias = Callable[[str, object], Any]
-"""Returns a value as it is kept, or raises _Misfit; the first argument is the path at which it stands."""
-
-
-def _misfit(path: str, expected: str, value: object) -> NoReturn:
-    raise _Misfit(f"{path}: expected {expected}, got {_shown(value)}")
-
-
 def _config(document: dict[str, Any], source: str) -> Config:
-    _known(document, "", ("backends", "roles"))
-    tables = _table("backends", document.get("backends", {}))
+    check_known(document, "", ("backends", "roles"))
+    tables = check_table("backends", document.get("backends", {}))
     if not tables:
-        raise _Misfit('backends: expected at least one table [backends.NAME] with url = "http://..."')
+        raise Misfit('backends: expected at least one table [backends.NAME] with url = "http://..."')
     backends = {name: _backend(name, value, source) for name, value in tables.items()}
     _check_capacities(backends)
     roles = {
-        name: _role(f"roles.{_key(name)}", value, tuple(backends))
-        for name, value in _table("roles", document.get("roles", {})).items()
+        name: _role(f"roles.{key_in_path(name)}", value, tuple(backends))
+        for name, value in check_table("roles", document.get("roles", {})).items()
     }
     return Config(backends=MappingProxyType(backends), roles=MappingProxyType(roles), source=source)
 
 
 def _backend(name: str, value: object, source: str) -> BackendConfig:
-    path = f"backends.{_key(name)}"
-    table = _table(path, value)
+    path = f"backends.{key_in_path(name)}"
+    table = check_table(path, value)
     if not name.strip() or not name.isprintable():
-        raise _Misfit(f"{path}: the name of a backend can't be empty or unprintable")
-    _known(table, path, tuple(_CHECKS))
+        raise Misfit(f"{path}: the name of a backend can't be empty or unprintable")
+    check_known(table, path, tuple(_CHECKS))
     if "url" not in table:
-        raise _Misfit(f'{path}.url: it is missing; give one such as "http://127.0.0.1:8080/v1"')
+        raise Misfit(f'{path}.url: it is missing; give one such as "http://127.0.0.1:8080/v1"')
     fields = {key: _CHECKS[key](f"{path}.{key}", given) for key, given in table.items()}
     backend = BackendConfig(name=name, source=source, **fields)
     if backend.aliases and backend.model is None:
-        raise _Misfit(f"{path}.aliases: they are other names of the model; give that in model")
+        raise Misfit(f"{path}.aliases: they are other names of the model; give that in model")
     if backend.api_key_env is not None and any(header.lower() == "authorization" for header in backend.headers):
-        raise _Misfit(f"{path}.api_key_env: headers have an Authorization already; leave one of them out")
+        raise Misfit(f"{path}.api_key_env: headers have an Authorization already; leave one of them out")
     if backend.kind is not None and backend.capacity is not None:
         most = kind_named(backend.kind).capacity
         if most is not None and backend.capacity > most:
-            _misfit(f"{path}.capacity", f"at most {most}, which is what {backend.kind} bears", backend.capacity)
+            misfit(f"{path}.capacity", f"at most {most}, which is what {backend.kind} bears", backend.capacity)
     return backend
 
 
@@ -253,8 +305,8 @@ def _check_capacities(backends: Mapping[str, BackendConfig]) -> None:
             continue
         other = seen.setdefault(Endpoint.from_url(backend.url), backend)
         if other.capacity != backend.capacity:
-            _misfit(
-                f"backends.{_key(backend.name)}.capacity",
+            misfit(
+                f"backends.{key_in_path(backend.name)}.capacity",
                 f"{other.capacity}, as of {other.name}, which is on the same server and shares its gate",
                 backend.capacity,
             )
@@ -262,152 +314,36 @@ def _check_capacities(backends: Mapping[str, BackendConfig]) -> None:
 
 def _role(path: str, value: object, backends: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        _misfit(path, 'a list of backends such as ["macbook", "macmini"]', value)
+        misfit(path, 'a list of backends such as ["macbook", "macmini"]', value)
     for number, name in enumerate(value):
         if not isinstance(name, str) or name not in backends:
-            hint = _nearest(name, backends) if isinstance(name, str) else ""
+            hint = nearest(name, backends) if isinstance(name, str) else ""
             known = ", ".join(backends)
-            raise _Misfit(f"{path}[{number}]: expected the name of a backend ({known}), got {_shown(name)}{hint}")
+            raise Misfit(f"{path}[{number}]: expected the name of a backend ({known}), got {shown(name)}{hint}")
         if name in value[:number]:
-            raise _Misfit(f"{path}[{number}]: {name!r} is named twice")
+            raise Misfit(f"{path}[{number}]: {name!r} is named twice")
     return tuple(value)
 
 
-# ---- one value ----
-
-
-def _url(path: str, value: object) -> str:
-    expected = 'a base URL such as "http://127.0.0.1:8080/v1"'
-    if not isinstance(value, str):
-        _misfit(path, expected, value)
-    try:
-        scheme = Endpoint.from_url(value).scheme
-    except ValueError as error:
-        raise _Misfit(f"{path}: expected {expected}: {error}") from None
-    # From here on the value isn't shown: it may hold a password.
-    if scheme not in ("http", "https"):
-        raise _Misfit(f"{path}: expected {expected}, got one of {scheme}")
-    if "@" in value.partition("://")[2].partition("/")[0]:
-        raise _Misfit(f"{path}: expected {expected} without a user or a password; there are headers, and api_key_env")
-    if "?" in value or "#" in value or not value.isprintable() or " " in value:
-        raise _Misfit(f"{path}: expected {expected} without query, fragment or spaces")
-    return value
-
-
-def _kind(path: str, value: object) -> str:
-    names = tuple(kind.name for kind in KINDS)
-    if value not in names:
-        hint = _nearest(value, names) if isinstance(value, str) else ""
-        raise _Misfit(f"{path}: expected one of {', '.join(names)}, got {_shown(value)}{hint}")
-    return str(value)
-
-
-def _text(path: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        _misfit(path, "a string that isn't empty", value)
-    return value
-
-
-def _names(path: str, value: object) -> frozenset[str]:
-    if not isinstance(value, list):
-        _misfit(path, "a list of names", value)
-    return frozenset(_text(f"{path}[{number}]", name) for number, name in enumerate(value))
-
-
-def _temperature(path: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST:
-        _misfit(path, "a number >= 0", value)
-    return value
-
-
-def _seconds(path: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < 1e300 or value == math.inf):
-        _misfit(path, "seconds > 0 (inf: no limit)", value)
-    return value
-
-
-def _whole(least: int) -> Check:
-    def check(path: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-            _misfit(path, f"an int >= {least}", value)
-        return value
-
-    return check
-
-
-def _headers(path: str, value: object) -> Mapping[str, str]:
-    # Values are never shown: they may be secrets.
-    for name, text in _table(path, value).items():
-        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise _Misfit(f"{path}.{_key(name)}: expected the name of a header, of letters, digits and dashes")
-        if not isinstance(text, str) or not text.isascii() or not text.isprintable():
-            raise _Misfit(f"{path}.{_key(name)}: expected a string of printable ASCII characters")
-    return MappingProxyType(dict(_table(path, value)))
-
-
-def _variable(path: str, value: object) -> str:
-    # Somebody may have written the key itself here: it isn't shown.
-    if not isinstance(value, str) or not value.isascii() or not value.isidentifier():
-        raise _Misfit(f"{path}: expected the name of a variable of the environment that holds the key")
-    return value
-
-
 def _limits(path: str, value: object) -> LimitsConfig:
-    table = _table(path, value)
-    _known(table, path, tuple(field.name for field in attrs.fields(LimitsConfig)))
-    return LimitsConfig(**{name: _seconds(f"{path}.{name}", seconds) for name, seconds in table.items()})
+    table = check_table(path, value)
+    check_known(table, path, tuple(field.name for field in attrs.fields(LimitsConfig)))
+    return LimitsConfig(**{name: check_seconds_above_0(f"{path}.{name}", seconds) for name, seconds in table.items()})
 
 
 _CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
     {
-        "url": _url,
-        "kind": _kind,
-        "model": _text,
-        "aliases": _names,
-        "system_prompt": _text,
-        "temperature": _temperature,
-        "max_tokens": _whole(1),
-        "headers": _headers,
-        "api_key_env": _variable,
-        "hold_timeout": _seconds,
-        "capacity": _whole(0),
+        "url": check_url,
+        "kind": check_kind,
+        "model": check_text,
+        "aliases": check_names,
+        "system_prompt": check_text,
+        "temperature": check_temperature,
+        "max_tokens": check_whole(1),
+        "headers": check_headers,
+        "api_key_env": check_variable,
+        "hold_timeout": check_seconds_above_0,
+        "capacity": check_whole(0),
         "limits": _limits,
     }
 )
-
-
-# ---- tables and words ----
-
-
-def _table(path: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        _misfit(path, f"a table [{path}]", value)
-    return value
-
-
-def _known(table: Mapping[str, object], path: str, names: tuple[str, ...]) -> None:
-    for name in table:
-        if name not in names:
-            at = f"{path}.{_key(name)}" if path else _key(name)
-            raise _Misfit(f"{at}: there is no such key{_nearest(name, names)}; there are {', '.join(names)}")
-
-
-def _nearest(name: str, names: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name[:_LONGEST_SHOWN], names, 1)
-    return f" (do you mean {near[0]}?)" if near else ""
-
-
-def _key(name: str) -> str:
-    """A key as TOML would have it in a path."""
-    plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if plain else _shown(name)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return "a table"
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
