@@ -256,22 +256,20 @@ class ModelAdapter:
         is no answer, or not all of it. ConnectTooSlow, FirstTokenTooSlow, TokenGapTooLong, AnswerTooSlow: a limit
         ended; if several did at once, that of the whole goes first. trio.ClosedResourceError: the adapter was closed.
         """
-        body, streamed = chat_body(
+        return self._ask(
             messages,
+            RequestOptions(priority=priority, max_wait=max_wait, hold_timeout=hold_timeout, supersede=supersede),
             system_prompt=self.system_prompt,
             model=self._model_for(model),
             temperature=self.temperature if temperature is None else temperature,
             max_tokens=self.max_tokens if max_tokens is None else max_tokens,
             extra=extra,
         )
-        options = RequestOptions(
-            priority=priority,
-            max_wait=max_wait,
-            hold_timeout=hold_timeout,
-            supersede=supersede,
-            # A server notices that the reader of a stream has left; plain requests it works off to their end.
-            abandoned="release" if streamed else "drain",
-        )
+
+    def _ask(self, messages: Messages, options: RequestOptions, **fields: Any) -> ChatStream:
+        body, streamed = chat_body(messages, **{"model": self.model, **fields})
+        # A server notices that the reader of a stream has left; plain requests it works off to their end.
+        options = attrs.evolve(options, abandoned="release" if streamed else "drain")
         headers = self.headers.copy()
         headers["content-type"] = "application/json"
         headers["accept"] = "text/event-stream, application/json" if streamed else "application/json"
@@ -324,10 +322,7 @@ class ModelAdapter:
             supersede=supersede,
             extra=extra,
         )
-        async with stream:
-            async for _ in stream:
-                pass
-        return stream.completion
+        return await _read_all(stream)
 
     async def measure_inference_latency(self) -> float:
         """Ask for one token, and return how many seconds it took from the grant of the slot. Always a checkpoint.
@@ -345,7 +340,7 @@ class ModelAdapter:
         if now.in_flight or now.tasks_waiting:
             raise trio.WouldBlock
         with gate.slot_nowait(Priority.BACKGROUND):
-            answer = await self.chat("hi", max_tokens=1)
+            answer = await _read_all(self._ask("hi", RequestOptions(), system_prompt=None, max_tokens=1))
         return answer.seconds if answer.first_token is None else answer.first_token
 
     # ---- looking ----
@@ -477,6 +472,14 @@ class ModelAdapter:
                 if len(secret) >= _SHORTEST_SECRET:
                     text = text.replace(secret, "***")
         return text
+
+
+async def _read_all(stream: ChatStream) -> Completion:
+    """Read a stream to its end, for the whole. Always a checkpoint."""
+    async with stream:
+        async for _ in stream:
+            pass
+    return stream.completion
 
 
 def _in_run(run: trio.lowlevel.TrioToken) -> bool:
