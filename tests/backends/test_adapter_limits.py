@@ -388,6 +388,13 @@ async def test_an_answer_without_a_token_is_measured_to_its_end(autojump_clock: 
     assert await model.measure_inference_latency() == 2.0
 
 
+async def test_an_end_is_no_token(autojump_clock: MockClock) -> None:
+    model, _ = adapter(Answer(parts=[(2.0, chunk(finish="stop"))]))
+    answer = await model.chat("hi")
+    assert (answer.text, answer.first_token, answer.seconds) == ("", None, 2.0)
+    assert model.last_token_at == -math.inf
+
+
 @pytest.mark.parametrize("capacity", [0, 1, 2])
 async def test_nothing_is_measured_while_the_gate_is_busy(autojump_clock: MockClock, capacity: int) -> None:
     gate = Gate(capacity)

@@ -170,6 +170,25 @@ def test_a_kind_may_be_given_itself() -> None:
     assert ModelAdapter(base_url=URL, kind=kind).kind is kind
 
 
+async def test_httpx_own_transport_for_tests_will_do() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if b"fail" in request.content:
+            return httpx.Response(500, json={"error": "out of memory"})
+        if b"logprobs" in request.content:
+            return httpx.Response(200, json={"choices": [{"message": {"content": "plain"}, "finish_reason": "stop"}]})
+        whole = b"".join(part for _, part in good("x", "y"))
+        return httpx.Response(200, content=whole, headers={"content-type": "text/event-stream"})
+
+    async with ModelAdapter(base_url=URL, transport=httpx.MockTransport(answer)) as model:
+        assert (await model.chat("hi")).text == "xy"
+        assert (await model.chat("hi", extra={"logprobs": True})).text == "plain"
+        async with model.stream("hi") as stream:
+            assert (await anext(stream)).text == "x"
+        with pytest.raises(BackendRefused, match="out of memory"):
+            await model.chat("fail")
+        assert model.own_work.in_flight == 0
+
+
 async def test_gates_that_refuse_strangers() -> None:
     gates = EndpointGates({"http://other.test:1": {}}, unlisted="refuse")
     model = ModelAdapter(base_url=URL, gate=gates, transport=ScriptedTransport([Answer()]))

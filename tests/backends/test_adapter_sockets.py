@@ -246,6 +246,14 @@ async def test_a_page_is_no_answer(gate: Gate) -> None:
     assert "text/html" in str(error)
 
 
+async def test_an_encoding_that_nobody_asked_for(gate: Gate) -> None:
+    head = b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\n\r\n"
+    error, server = await ask(gate, sends(head + b"\x1f\x8b"))
+    assert type(error) is MalformedAnswer
+    assert "'gzip'" in str(error)
+    assert b"accept-encoding: identity" in server.requests[0].lower()
+
+
 async def test_a_server_that_is_silent(gate: Gate) -> None:
     limits = ChatLimits(first_token=0.2, gap=0.1)
     for sent, kind in [

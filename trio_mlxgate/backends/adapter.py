@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from trio_mlxgate.core.completions import Completion
     from trio_mlxgate.core.readings import Reading, Status
 
-_OURS: Final = frozenset({"content-length", "transfer-encoding", "connection", "content-type", "accept"})
+_OURS: Final = frozenset(
+    {"content-length", "transfer-encoding", "connection", "content-type", "accept", "accept-encoding"}
+)
 """Headers that say what the adapter does, and so are not to be given."""
 
 _HEADER_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -273,7 +275,7 @@ class ModelAdapter:
         headers = self.headers.copy()
         headers["content-type"] = "application/json"
         headers["accept"] = "text/event-stream, application/json" if streamed else "application/json"
-        headers.setdefault("accept-encoding", "identity")
+        headers["accept-encoding"] = "identity"
         if not self._keeps_connections:
             headers["connection"] = "close"
         return ChatStream(

@@ -250,6 +250,9 @@ class ChatStream:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind in ("text/html", "application/xhtml+xml"):
             raise self._named(MalformedAnswer(f"an answer of type {kind}: is there an inference server at this URL?"))
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise self._named(MalformedAnswer(f"the answer is encoded as {coding!r}, which nobody asked for"))
         # Some servers answer in one piece although they were asked for a stream.
         if kind == "application/json" or (not self._call.streamed and kind != "text/event-stream"):
             self._plain = bytearray()
