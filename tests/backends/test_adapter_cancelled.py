@@ -6,17 +6,17 @@ import contextlib
 import gc
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.backends.scripted_adapter import adapter
 from tests.backends.scripted_server import (
     HEAD,
     Answer,
-    ScriptedTransport,
     chunk,
     good,
     plain_answer,
@@ -29,13 +29,6 @@ from trio_mlxgate.core.readings import OwnWork
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-URL = "http://macmini.test:8080/v1"
-
-
-def adapter(answer: Answer, **more: Any) -> tuple[ModelAdapter, ScriptedTransport]:
-    script = ScriptedTransport([answer])
-    return ModelAdapter(base_url=URL, transport=script, **more), script
 
 
 async def read_all(model: ModelAdapter) -> None:

@@ -72,6 +72,19 @@ async def test_chats_that_are_left_free_the_server() -> None:
         assert (await server.status())["ghost_jobs"] == 0
 
 
+async def test_whoever_leaves_whenever_leaves_nothing_behind() -> None:
+    async with serving(service_time=0.05, tokens=10) as (server, model):
+        for number in range(40):
+            with trio.move_on_after(number * 0.002):
+                async with model.stream(f"{number}") as stream:
+                    async for _ in stream:
+                        pass
+            assert model.own_work.in_flight == 0
+        assert (await model.chat("next", max_tokens=1)).text == "next"
+        status = await server.status()
+        assert (status["ghost_jobs"], status["overlaps"], status["active_jobs"]) == (0, 0, 0)
+
+
 async def test_a_person_goes_first() -> None:
     async with serving(service_time=0.05) as (server, model):
         async with trio.open_nursery() as nursery:

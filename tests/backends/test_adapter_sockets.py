@@ -133,7 +133,13 @@ async def test_without_the_mark_of_the_end_it_is_whole(gate: Gate) -> None:
     assert answer.text == "x"
 
 
-@pytest.mark.parametrize("breaks", [resets, hangs_up])
+async def hangs_up_in_the_head(stream: trio.SocketStream) -> None:
+    """To httpx it is the same as nothing; and nobody has seen anything of the answer."""
+    await stream.send_all(HEAD[:20])
+    await hangs_up(stream)
+
+
+@pytest.mark.parametrize("breaks", [resets, hangs_up, hangs_up_in_the_head])
 async def test_what_breaks_before_an_answer_is_tried_again(gate: Gate, breaks: Handler) -> None:
     answer, server = await ask(gate, breaks, breaks, sends(HEAD + WHOLE))
     assert answer.text == "여유"
