@@ -2,96 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
-import subprocess
-import sys
-import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
-import attrs
 import httpx
 import pytest
 import trio
 
-from tests.tiny_model import answer, build_tiny_model
+from tests.mlx_server import LIMIT, MlxServer, chat, running_mlx_server
+from tests.tiny_model import answer
 from trio_mlxgate import Gate
 from trio_mlxgate.httpx import GateTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytest.importorskip("mlx_lm")
 pytestmark = pytest.mark.integration
 
-LIMIT: Final = 60.0
-"""Seconds that the server may take to give its first answer, and each test to end."""
-
-
-@attrs.frozen
-class MlxServer:
-    """A running server."""
-
-    base_url: str
-    process: subprocess.Popen[bytes]
-
-
-def chat(question: str, tokens: int, **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}], "max_tokens": tokens, **more}
-
 
 @pytest.fixture(scope="module")
 def mlx_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlxServer]:
-    """An mlx_lm.server with a slow tiny model, for all tests of this module. 48 tokens take it about a second."""
-    directory = tmp_path_factory.mktemp("mlx")
-    model = build_tiny_model(directory / "model", layers=48)
-    (directory / "cache" / "hub").mkdir(parents=True)
-    environment = {
-        **os.environ,
-        "HF_HOME": str(directory / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        # No compiler is needed then, and nothing is kept outside the directory.
-        "MLX_DISABLE_COMPILE": "1",
-    }
-    deadline = time.monotonic() + LIMIT
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        log = directory / f"{port}.log"
-        command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)]
-        # One at a time, as a large model on a small machine goes best; such a tiny one would gain from batches.
-        command += ["--decode-concurrency", "1", "--prompt-concurrency", "1"]
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        try:
-            server = MlxServer(f"http://127.0.0.1:{port}/v1/", process)
-            # It ends by itself if somebody has taken the port meanwhile.
-            if wait_until_it_answers(server, deadline, log):
-                yield server
-                return
-        finally:
-            process.kill()
-            process.wait()
-
-
-def wait_until_it_answers(server: MlxServer, deadline: float, log: Path) -> bool:
-    """Whether it has answered; it listens, and says that it is well, before the model is loaded."""
-    while server.process.poll() is None:
-        try:
-            reply = httpx.post(server.base_url + "chat/completions", json=chat("ready?", 1), timeout=LIMIT)
-            if reply.status_code == 200:
-                return True
-        except httpx.TransportError:
-            pass
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    if time.monotonic() > deadline:
-        pytest.fail(f"mlx_lm.server gave no answer within {LIMIT:g} s; it said:\n{log.read_text()[-2000:]}")
-    return False
+    """The server for all tests of this module."""
+    with running_mlx_server(tmp_path_factory.mktemp("mlx")) as server:
+        yield server
 
 
 async def test_plain_chats_at_once_are_all_answered_one_at_a_time(mlx_server: MlxServer) -> None:

@@ -184,9 +184,6 @@ _NOTHING_MORE: Final = _NothingMore()
 
 def is_garbage(error: Exception) -> bool:
     """Whether the error says that what came is no HTTP, and not that nothing came: it is h11 that finds so."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, h11.ProtocolError):
-            return True
-        cause = cause.__cause__
-    return False
+    below = error.__cause__
+    # Just this one: further down the contexts may be what the caller is handling. (No cause: the pool hides it.)
+    return below is not None and isinstance(below.__context__, h11.ProtocolError)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -12,16 +10,15 @@ import attrs
 import httpx
 import trio
 
+from trio_mlxgate.backends._settings import base_url_of, headers_of, instance_of, kind_of, names_of, optional, text
 from trio_mlxgate.backends._wire import WireTransport
 from trio_mlxgate.backends.chat_stream import ChatCall, ChatStream
-from trio_mlxgate.backends.detecting import kind_named
 from trio_mlxgate.backends.gates import current_endpoint_gates
-from trio_mlxgate.backends.kinds.base import ServerKind
 from trio_mlxgate.backends.limits import ChatLimits
 from trio_mlxgate.backends.prober import Prober
 from trio_mlxgate.core.chat_requests import chat_body, check_max_tokens, check_temperature
 from trio_mlxgate.core.checks import check_seconds
-from trio_mlxgate.core.endpoints import Endpoint, name_as_spelled, shown
+from trio_mlxgate.core.endpoints import name_as_spelled
 from trio_mlxgate.core.readings import Health, OwnWork
 from trio_mlxgate.endpoint_gates import EndpointGates
 from trio_mlxgate.errors import UnknownModel
@@ -31,98 +28,16 @@ from trio_mlxgate.options import RequestOptions
 from trio_mlxgate.priority import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
     from types import TracebackType
 
+    from trio_mlxgate.backends.kinds.base import ServerKind
     from trio_mlxgate.core.chat_requests import Messages
     from trio_mlxgate.core.completions import Completion
     from trio_mlxgate.core.readings import Reading, Status
 
-_OURS: Final = frozenset({"content-length", "transfer-encoding", "connection", "content-type", "accept"})
-"""Headers that say what the adapter does, and so are not to be given."""
-
-_HEADER_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HEADER_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _SHORTEST_SECRET: Final = 6
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-def _base_url(given: str) -> str:
-    endpoint = Endpoint.from_url(given)
-    told = repr(shown(given))
-    if endpoint.scheme not in ("http", "https"):
-        raise ValueError(f"base_url is {told}: its scheme must be http or https")
-    if "@" in given.partition("://")[2].partition("/")[0]:
-        raise ValueError(f"base_url is {told} with a user or a password: give an 'Authorization' in headers instead")
-    if "?" in given or "#" in given:
-        raise ValueError(f"base_url is {told} with a query or a fragment: leave it out")
-    url = given.rstrip("/")
-    # As OpenAI's SDK takes it; who names the server alone means its API.
-    return url + "/v1" if "/" not in url.partition("://")[2] else url
-
-
-def _headers(given: Mapping[str, str]) -> httpx.Headers:
-    """As httpx takes them. No value is shown in a message: it may be a key."""
-    try:
-        headers = httpx.Headers(given)
-    except (TypeError, ValueError, AttributeError):
-        raise TypeError("headers must be a mapping of names to values, each a string in ASCII") from None
-    for name, value in headers.raw:
-        text = name.decode("latin-1")
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"the name of a header is {text!r}: it has letters, digits and dashes")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"the value of the header {text!r} has a newline or a control character: leave it out")
-        if text.lower() in _OURS:
-            raise ValueError(f"the header {text!r} is the adapter's to set: leave it out")
-    return headers
-
-
-def _names(given: Iterable[str]) -> frozenset[str]:
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(f"aliases must be a set of names, such as {{'qwen3'}}, not {given!r}")
-    names = frozenset(given)
-    for name in names:
-        if not _is_name(name):
-            raise TypeError(f"aliases must be names, which are strings that are not empty, not {name!r}")
-    return names
-
-
-def _is_name(given: object) -> bool:
-    return isinstance(given, str) and given != ""
-
-
-def _kind(given: str | ServerKind | None) -> ServerKind | None:
-    if given is None or isinstance(given, ServerKind):
-        return given
-    if not isinstance(given, str):
-        raise TypeError(f"kind must be the name of a kind of server, such as 'mlx-lm', or None, not {given!r}")
-    return kind_named(given)
-
-
-def _optional(check: Any) -> Any:
-    def validate(_: object, _field: attrs.Attribute[Any], value: object) -> None:
-        if value is not None:
-            check(value)
-
-    return validate
-
-
-def _text(_: object, field: attrs.Attribute[Any], value: object) -> None:
-    if value is None and field.default is None:
-        return
-    if not isinstance(value, str):
-        raise TypeError(f"{field.name} must be a string, not {value!r}")
-    if not value:
-        raise ValueError(f"{field.name} must not be empty")
-
-
-def _instance(kind: type | tuple[type, ...], said: str) -> Any:
-    def validate(_: object, field: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, kind):
-            raise TypeError(f"{field.name} must be {said}, not {value!r}")
-
-    return validate
 
 
 @attrs.define(eq=False)
@@ -154,51 +69,51 @@ class ModelAdapter:
       TypeError, ValueError: a setting isn't as described.
     """
 
-    base_url: str = attrs.field(converter=_base_url)
+    base_url: str = attrs.field(converter=base_url_of)
     """As OpenAI's SDK takes it, such as ``http://macmini.local:8080/v1``. Without a path, /v1 is meant."""
 
     name: str = attrs.field(
-        default=attrs.Factory(lambda self: name_as_spelled(self.base_url), takes_self=True), validator=_text
+        default=attrs.Factory(lambda self: name_as_spelled(self.base_url), takes_self=True), validator=text
     )
     """What errors and reports call it; by default host and port."""
 
-    model: str | None = attrs.field(default=None, validator=_text)
+    model: str | None = attrs.field(default=None, validator=text)
     """What each request names: one spelling, since a server that reads another may unload its model. None: requests
     name none, and the server takes its own."""
 
-    aliases: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    aliases: frozenset[str] = attrs.field(default=frozenset(), converter=names_of)
     """Other names that callers may use for the model; the server never sees them."""
 
-    system_prompt: str | None = attrs.field(default=None, validator=_text)
+    system_prompt: str | None = attrs.field(default=None, validator=text)
     """Stands before all messages, unless they begin with a system message of their own."""
 
-    temperature: float | None = attrs.field(default=None, validator=_optional(check_temperature))
+    temperature: float | None = attrs.field(default=None, validator=optional(check_temperature))
     """None: as the server has it."""
 
-    max_tokens: int | None = attrs.field(default=None, validator=_optional(check_max_tokens))
+    max_tokens: int | None = attrs.field(default=None, validator=optional(check_max_tokens))
     """The longest answer; None: as the server has it."""
 
-    headers: httpx.Headers = attrs.field(factory=httpx.Headers, converter=_headers)
+    headers: httpx.Headers = attrs.field(factory=httpx.Headers, converter=headers_of)
     """Of each request, such as ``{"Authorization": "Bearer ..."}``. Never shown anywhere."""
 
     hold_timeout: float = attrs.field(default=300.0)
     """Seconds that an answer may take from the grant of the slot to its end."""
 
-    limits: ChatLimits = attrs.field(factory=ChatLimits, validator=_instance(ChatLimits, "ChatLimits(...)"))
+    limits: ChatLimits = attrs.field(factory=ChatLimits, validator=instance_of(ChatLimits, "ChatLimits(...)"))
     """How long the server may be silent."""
 
-    kind: ServerKind | None = attrs.field(default=None, converter=_kind)
+    kind: ServerKind | None = attrs.field(default=None, converter=kind_of)
     """What kind of server it is, or the name of a kind; None: the probes find out. Without one the server is taken not
     to keep connections, if its URL is http."""
 
     gate: Gate | EndpointGates | None = attrs.field(
-        default=None, validator=_instance((Gate, EndpointGates, type(None)), "a Gate, EndpointGates, or None")
+        default=None, validator=instance_of((Gate, EndpointGates, type(None)), "a Gate, EndpointGates, or None")
     )
     """None: that of the endpoint in this run, from :func:`current_endpoint_gates`."""
 
     transport: httpx.AsyncBaseTransport | None = attrs.field(
         default=None,
-        validator=_instance((httpx.AsyncBaseTransport, type(None)), "an httpx.AsyncBaseTransport, or None"),
+        validator=instance_of((httpx.AsyncBaseTransport, type(None)), "an httpx.AsyncBaseTransport, or None"),
     )
     """What sends the requests, under the gate; for tests. None: one that is made in each run."""
 
@@ -256,26 +171,24 @@ class ModelAdapter:
         is no answer, or not all of it. ConnectTooSlow, FirstTokenTooSlow, TokenGapTooLong, AnswerTooSlow: a limit
         ended; if several did at once, that of the whole goes first. trio.ClosedResourceError: the adapter was closed.
         """
-        body, streamed = chat_body(
+        return self._ask(
             messages,
+            RequestOptions(priority=priority, max_wait=max_wait, hold_timeout=hold_timeout, supersede=supersede),
             system_prompt=self.system_prompt,
             model=self._model_for(model),
             temperature=self.temperature if temperature is None else temperature,
             max_tokens=self.max_tokens if max_tokens is None else max_tokens,
             extra=extra,
         )
-        options = RequestOptions(
-            priority=priority,
-            max_wait=max_wait,
-            hold_timeout=hold_timeout,
-            supersede=supersede,
-            # A server notices that the reader of a stream has left; plain requests it works off to their end.
-            abandoned="release" if streamed else "drain",
-        )
+
+    def _ask(self, messages: Messages, options: RequestOptions, **fields: Any) -> ChatStream:
+        body, streamed = chat_body(messages, **{"model": self.model, **fields})
+        # A server notices that the reader of a stream has left; plain requests it works off to their end.
+        options = attrs.evolve(options, abandoned="release" if streamed else "drain")
         headers = self.headers.copy()
         headers["content-type"] = "application/json"
         headers["accept"] = "text/event-stream, application/json" if streamed else "application/json"
-        headers.setdefault("accept-encoding", "identity")
+        headers["accept-encoding"] = "identity"
         if not self._keeps_connections:
             headers["connection"] = "close"
         return ChatStream(
@@ -324,10 +237,7 @@ class ModelAdapter:
             supersede=supersede,
             extra=extra,
         )
-        async with stream:
-            async for _ in stream:
-                pass
-        return stream.completion
+        return await _read_all(stream)
 
     async def measure_inference_latency(self) -> float:
         """Ask for one token, and return how many seconds it took from the grant of the slot. Always a checkpoint.
@@ -345,7 +255,7 @@ class ModelAdapter:
         if now.in_flight or now.tasks_waiting:
             raise trio.WouldBlock
         with gate.slot_nowait(Priority.BACKGROUND):
-            answer = await self.chat("hi", max_tokens=1)
+            answer = await _read_all(self._ask("hi", RequestOptions(), system_prompt=None, max_tokens=1))
         return answer.seconds if answer.first_token is None else answer.first_token
 
     # ---- looking ----
@@ -477,6 +387,14 @@ class ModelAdapter:
                 if len(secret) >= _SHORTEST_SECRET:
                     text = text.replace(secret, "***")
         return text
+
+
+async def _read_all(stream: ChatStream) -> Completion:
+    """Read a stream to its end, for the whole. Always a checkpoint."""
+    async with stream:
+        async for _ in stream:
+            pass
+    return stream.completion
 
 
 def _in_run(run: trio.lowlevel.TrioToken) -> bool:

@@ -12,22 +12,11 @@ import httpx
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from trio_mlxgate.backends._wire import CALL, WireCall, is_garbage
+from trio_mlxgate.backends._failures import Failures
+from trio_mlxgate.backends._wire import CALL, WireCall
 from trio_mlxgate.core.completions import CompletionAssembly, Delta, refusal_of
 from trio_mlxgate.core.event_stream import EventStreamParser
-from trio_mlxgate.errors import (
-    AnswerTooSlow,
-    BackendError,
-    BackendRefused,
-    BackendTooSlow,
-    BackendUnreachable,
-    ConnectTooSlow,
-    FirstTokenTooSlow,
-    GateRefused,
-    MalformedAnswer,
-    TokenGapTooLong,
-    TruncatedAnswer,
-)
+from trio_mlxgate.errors import BackendError, BackendRefused, GateRefused, MalformedAnswer, TruncatedAnswer
 from trio_mlxgate.httpx import HoldTimeout
 from trio_mlxgate.options import EXTENSION, RequestOptions, current_options
 
@@ -97,7 +86,7 @@ class ChatStream:
     def __init__(self, call: ChatCall) -> None:
         self._call = call
         self._wire = WireCall(call.limits.first_token if call.streamed else math.inf)
-        self._hold_timeout = math.inf
+        self._failures = Failures(backend=call.backend, limits=call.limits, hide=call.hide, wire=self._wire)
         self._assembly = CompletionAssembly()
         self._parser = EventStreamParser()
         self._deltas: deque[Delta] = deque()
@@ -165,7 +154,7 @@ class ChatStream:
         except GateRefused:
             raise
         except (httpx.TransportError, HoldTimeout) as error:
-            raise self._named(self._told(error)) from error
+            raise self._failures.named(self._told(error)) from error
         self._body = response.stream
         self._waited = response.extensions[EXTENSION]["waited"]
         try:
@@ -236,7 +225,7 @@ class ChatStream:
         if options.hold_timeout is None:
             around = current_options().hold_timeout
             options = attrs.evolve(options, hold_timeout=call.hold_timeout if around is None else around)
-        self._hold_timeout = options.final_hold_timeout
+        self._failures.hold_timeout = options.final_hold_timeout
         # The silence is ours to measure, and the gate keeps the number of connections in bounds.
         connect = None if math.isinf(call.limits.connect) else call.limits.connect
         timeouts = {"connect": connect, "read": None, "write": None, "pool": None}
@@ -246,10 +235,15 @@ class ChatStream:
     async def _begin(self, response: httpx.Response) -> None:  # noqa: ASYNC910 - who calls it has one
         """See from the head what kind of answer it is."""
         if not response.is_success:
-            raise self._named(await self._refusal(response))
+            raise self._failures.named(await self._refusal(response))
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind in ("text/html", "application/xhtml+xml"):
-            raise self._named(MalformedAnswer(f"an answer of type {kind}: is there an inference server at this URL?"))
+            raise self._failures.named(
+                MalformedAnswer(f"an answer of type {kind}: is there an inference server at this URL?")
+            )
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise self._failures.named(MalformedAnswer(f"the answer is encoded as {coding!r}, which nobody asked for"))
         # Some servers answer in one piece although they were asked for a stream.
         if kind == "application/json" or (not self._call.streamed and kind != "text/event-stream"):
             self._plain = bytearray()
@@ -275,6 +269,10 @@ class ChatStream:
             upstream_message=message,
         )
 
+    def _told(self, error: Exception) -> BackendError:
+        begun = self._first_token is not None
+        return self._failures.told(error, silence=self._silence(), begun=begun, text=self.text)
+
     # ---- reading ----
 
     async def _read(self) -> None:
@@ -290,7 +288,7 @@ class ChatStream:
                 failure = self._told(error)
                 failure.__cause__ = error
         if scope.cancelled_caught:
-            failure = self._too_silent(silence)
+            failure = self._failures.too_silent(silence, begun=self._first_token is not None)
         if failure is None:
             failure = self._take(part)
         if self._assembly.finish_reason is not None and failure is not None:
@@ -298,7 +296,7 @@ class ChatStream:
             failure, part = None, None
         if failure is not None:
             await self._close()
-            self._failure = self._named(failure)
+            self._failure = self._failures.named(failure)
         elif part is None:
             await self._close()
             self._complete()
@@ -384,45 +382,6 @@ class ChatStream:
                     await close()
             if body is not None:
                 await body.aclose()
-
-    # ---- what failures are called ----
-
-    def _too_silent(self, silence: float) -> BackendTooSlow:
-        if trio.current_time() >= self._wire.granted_at + self._hold_timeout:
-            return self._answer_too_slow()  # both at once: the limit of the whole goes before that of a part
-        if self._first_token is None:
-            return FirstTokenTooSlow(f"the server was silent for {silence:g} s before its first token")
-        return TokenGapTooLong(f"the server was silent for {silence:g} s after a token")
-
-    def _answer_too_slow(self) -> AnswerTooSlow:
-        return AnswerTooSlow(f"the answer did not end within hold_timeout, {self._hold_timeout:g} s")
-
-    def _told(self, error: Exception) -> BackendError:
-        """What the failure of a transport means here."""
-        limits = self._call.limits
-        said = str(error) or type(error).__name__
-        if isinstance(error, HoldTimeout):
-            return self._answer_too_slow()
-        if isinstance(error, httpx.ConnectTimeout):
-            return ConnectTooSlow(f"no connection within {limits.connect:g} s")
-        if isinstance(error, httpx.TimeoutException):
-            return self._too_silent(self._silence())
-        if self._wire.answered:
-            return TruncatedAnswer(f"the connection broke in the middle of the answer: {said}", text=self.text)
-        if is_garbage(error):
-            return MalformedAnswer(f"what came is no HTTP: {said}")
-        if isinstance(error, httpx.ConnectError):
-            return BackendUnreachable(f"no connection: {said}")
-        times = f", {1 + self._wire.repeats} times" if self._wire.repeats else ""
-        return BackendUnreachable(f"the connection broke before an answer came{times}: {said}")
-
-    def _named(self, error: BackendError) -> BackendError:
-        """The error with the name of the backend, and without its secrets."""
-        error.backend = self._call.backend
-        error.args = (f"{self._call.backend}: {self._call.hide(str(error))}",)
-        if isinstance(error, BackendRefused):
-            error.upstream_message = self._call.hide(error.upstream_message)
-        return error
 
 
 def _seconds(text: str) -> float | None:

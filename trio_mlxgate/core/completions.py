@@ -247,7 +247,7 @@ class CompletionAssembly:
         if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
             raise MalformedAnswer(f"the choices are no list of objects: {_shown(choices)}")
         # One was asked for.
-        return next((choice for choice in choices if choice.get("index", 0) == 0), None)
+        return next((choice for choice in choices if not choice.get("index")), None)
 
     def _take_choice(self, choice: Mapping[str, Any], said: object) -> Delta | None:
         message = {} if said is None else said
