@@ -164,9 +164,10 @@ class Assistant:
         answer = await self.registry.call("classifier", messages, priority=Priority.FOREGROUND, temperature=0)
         return answer.text
 
-    async def digest(self, pages: Sequence[str]) -> list[str]:  # noqa: ASYNC910
+    async def digest(self, pages: Sequence[str]) -> list[str]:
         """Digests for tomorrow: in the background, so that whoever asks meanwhile goes first. A checkpoint if any."""
-        return [(await self.registry.call("reasoner", f"Digest this: {page}")).text for page in pages]
+        answers = [await self.registry.call("reasoner", f"Digest this: {page}") for page in pages]
+        return [answer.text for answer in answers]  # noqa: ASYNC910
 
 
 def roles(

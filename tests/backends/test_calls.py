@@ -89,6 +89,7 @@ async def test_what_another_would_say_too_is_raised(error: Exception, autojump_c
 
 
 async def never(error: Exception) -> str:
+    await trio.lowlevel.checkpoint()
     raise AssertionError("the fallback was asked")
 
 
@@ -154,6 +155,7 @@ async def test_an_error_of_the_fallback_is_raised(autojump_clock: trio.testing.M
     backend = PretendBackend("one", answer=BackendUnreachable("gone"))
 
     async def cloud(error: Exception) -> int:
+        await trio.lowlevel.checkpoint()
         raise KeyError("no key")
 
     async with registry_of(backend) as registry:

@@ -363,6 +363,7 @@ class ChatStream:
 
     def _complete(self) -> None:
         self._completion = self._assembly.completion(
+            backend=self._call.backend,
             model=self._call.model,
             waited=self.waited,
             first_token=self._first_token,

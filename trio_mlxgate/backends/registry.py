@@ -120,9 +120,9 @@ class BackendRegistry:
                 "this registry was left, and its backends are closed: make another one, of other backends"
             )
         self._nursery_manager = trio.open_nursery()
-        self._nursery = await self._nursery_manager.__aenter__()
+        nursery = self._nursery = await self._nursery_manager.__aenter__()
         for watch in self._watches.values():
-            self._nursery.start_soon(watch.run, self._nursery, name=f"watch of backend {watch.backend.name}")
+            nursery.start_soon(watch.run, nursery, name=f"watch of backend {watch.backend.name}")
         return self
 
     async def __aexit__(

@@ -120,6 +120,9 @@ class Completion:
     logprobs: tuple[Mapping[str, Any], ...] | None = None
     """For each token what the server says of it, if it was asked to; None: it says nothing."""
 
+    backend: str = ""
+    """The name of the backend that gave it."""
+
     id: str | None = None
     """The server's name of the answer."""
 
@@ -200,7 +203,13 @@ class CompletionAssembly:
         return self._take_choice(choice, choice.get("message"))
 
     def completion(
-        self, *, model: str | None = None, waited: float = 0.0, first_token: float | None = None, seconds: float = 0.0
+        self,
+        *,
+        backend: str = "",
+        model: str | None = None,
+        waited: float = 0.0,
+        first_token: float | None = None,
+        seconds: float = 0.0,
     ) -> Completion:
         """The whole.
 
@@ -224,6 +233,7 @@ class CompletionAssembly:
             reasoning="".join(self._reasoning),
             refusal="".join(self._refusal),
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
+            backend=backend,
             id=self._id,
             system_fingerprint=self._fingerprint,
             waited=waited,
