@@ -38,10 +38,9 @@ def chat(question: str, tokens: int, **more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def running_mlx_server(directory: Path) -> Iterator[MlxServer]:
-    """An mlx_lm.server with a slow tiny model. 48 tokens take it about a second."""
-    model = build_tiny_model(directory / "model", layers=48)
-    (directory / "cache" / "hub").mkdir(parents=True)
+def started_mlx_server(directory: Path, model: Path, *options: str) -> Iterator[MlxServer]:
+    """An mlx_lm.server that has just been started, and may not listen yet."""
+    (directory / "cache" / "hub").mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "HF_HOME": str(directory / "cache"),
@@ -49,26 +48,31 @@ def running_mlx_server(directory: Path) -> Iterator[MlxServer]:
         # No compiler is needed then, and nothing is kept outside the directory.
         "MLX_DISABLE_COMPILE": "1",
     }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port), *options]
+    with (directory / "server.log").open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        yield MlxServer(f"http://127.0.0.1:{port}/v1/", process, model)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def running_mlx_server(directory: Path) -> Iterator[MlxServer]:
+    """An mlx_lm.server with a slow tiny model. 48 tokens take it about a second."""
+    model = build_tiny_model(directory / "model", layers=48)
     deadline = time.monotonic() + LIMIT
     while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        log = directory / f"{port}.log"
-        command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)]
         # One at a time, as a large model on a small machine goes best; such a tiny one would gain from batches.
-        command += ["--decode-concurrency", "1", "--prompt-concurrency", "1"]
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        try:
-            server = MlxServer(f"http://127.0.0.1:{port}/v1/", process, model)
+        with started_mlx_server(directory, model, "--decode-concurrency", "1", "--prompt-concurrency", "1") as server:
             # It ends by itself if somebody has taken the port meanwhile.
-            if wait_until_it_answers(server, deadline, log):
+            if wait_until_it_answers(server, deadline, directory / "server.log"):
                 yield server
                 return
-        finally:
-            process.kill()
-            process.wait()
 
 
 def wait_until_it_answers(server: MlxServer, deadline: float, log: Path) -> bool:

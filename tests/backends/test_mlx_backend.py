@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,6 +64,17 @@ async def seconds_until_idle(server: MlxServer) -> float:
 needs_proc: Final[Callable[[Any], Any]] = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="processor times are read from /proc"
 )
+
+
+def test_a_herd_is_answered_through_the_gate(mlx_server: MlxServer) -> None:
+    """With more slots than the server runs at once, the rest of them wait in the server, and nothing is lost either."""
+    for capacity in (1, 4):
+        command = [sys.executable, "-m", "trio_mlxgate", "herd", "--json", "--requests=8", f"--capacity={capacity}"]
+        command += ["--url", mlx_server.base_url, "--max-tokens=12", "--timeout=30"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * LIMIT, check=False)
+        assert done.returncode == 0, done.stderr
+        gated = json.loads(done.stdout)["gated"]
+        assert (gated["answered"], gated["order_kept"]) == (8, True)
 
 
 async def test_chat_stream_and_usage(mlx_server: MlxServer) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
 import trio
 
+from tests.mlx_server import started_mlx_server
 from tests.tiny_model import build_tiny_model
 from trio_mlxgate.backends.detecting import kind_named
 from trio_mlxgate.backends.prober import Prober
@@ -21,7 +18,6 @@ from trio_mlxgate.core.readings import Health, Status
 from trio_mlxgate.testing import inference_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.integration
@@ -58,28 +54,11 @@ async def test_the_embedded_server_while_it_works() -> None:
             assert prober.kind is kind_named("status")  # what it was last
 
 
-@contextmanager
-def mlx_server(directory: Path, model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """An mlx_lm.server that may still be starting."""
-    (directory / "cache" / "hub").mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "HF_HOME": str(directory / "cache"), "HF_HUB_OFFLINE": "1", "MLX_DISABLE_COMPILE": "1"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)]
-    with (directory / f"{port}.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        yield f"http://127.0.0.1:{port}/v1/", process
-    finally:
-        process.kill()
-        process.wait()
-
-
 async def test_mlx_lm_server_from_its_start_to_its_end(tmp_path: Path) -> None:
     pytest.importorskip("mlx_lm")
     model = build_tiny_model(tmp_path / "model", layers=48)
-    with trio.fail_after(LIMIT), mlx_server(tmp_path, model) as (base_url, process):
+    with trio.fail_after(LIMIT), started_mlx_server(tmp_path, model) as server:
+        base_url, process = server.base_url, server.process
         async with Prober(base_url) as prober, httpx.AsyncClient(base_url=base_url, timeout=LIMIT) as client:
             while (reading := await prober.read()).health is not Health.UP:
                 assert reading.refused
@@ -112,8 +91,8 @@ async def test_mlx_lm_server_from_its_start_to_its_end(tmp_path: Path) -> None:
 
 async def test_mlx_lm_server_without_its_model(tmp_path: Path) -> None:
     pytest.importorskip("mlx_lm")
-    with trio.fail_after(LIMIT), mlx_server(tmp_path, tmp_path / "none") as (base_url, _):
-        async with Prober(base_url) as prober:
+    with trio.fail_after(LIMIT), started_mlx_server(tmp_path, tmp_path / "none") as server:
+        async with Prober(server.base_url) as prober:
             # Until its thread has found that there is no model, it says that it is well.
             while (reading := await prober.read()).health is not Health.DOWN or reading.refused:  # noqa: ASYNC110
                 await trio.sleep(0.05)
