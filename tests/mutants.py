@@ -45,6 +45,10 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "threads": ("tests/gate/test_limiter.py", "tests/gate/test_from_thread.py"),
     "parents": ("tests/gate/test_waits_for_parent.py",),
     "asyncio": ANYIO_TESTS,
+    "load": ("tests/core/test_load_machine.py", "tests/core/test_load_day.py"),
+    "watch": ("tests/backends/test_a_day.py", "tests/backends/test_registry.py"),
+    "calls": ("tests/core/test_choosing.py", "tests/backends/test_calls.py"),
+    "chat": ("tests/core/test_completions.py", "tests/backends/test_adapter_limits.py"),
 }
 """The tests for mutants whose names begin so, of what the state machines know little of; all others get TESTS."""
 EXAMPLES: Final = "500"
@@ -335,6 +339,61 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "parents: told at every call": (Edit("ancestors.py", r"if site not in self\._reported:", "if True:"),),
     "parents: told also if another slot can be had": (
         Edit("ancestors.py", r" or not gate\._admission\.blocked_by\(held, slot\.priority\)", ""),
+    ),
+    # ---- backends ----
+    "load: a failure leaves the reading as it was": (
+        Edit("core/load.py", _in_method("_fail", r"^ +self\._good = None\n"), r"\1"),
+    ),
+    "load: a reading never expires": (
+        Edit("core/load.py", _in_method("_fresh_reading", r"return self\._good if [^\n]*"), r"\1return self._good"),
+    ),
+    "load: overload is learnt as usual": (Edit("core/baseline.py", r"min\(known\)", "known[-1]"),),
+    "load: one slow answer is enough": (
+        Edit("core/load.py", _in_method("_median", r"return [^\n]*"), r"\1return max(self._latencies)"),
+    ),
+    "watch: a look has no limit": (
+        Edit("backends/watch.py", r"with trio\.move_on_after\(self\._check_limit\):", "with trio.CancelScope():"),
+    ),
+    "watch: a look that raises ends it": (
+        Edit(
+            "backends/watch.py",
+            _in_method("_look", r"except Exception as error:\n(?: {12}[^\n]*\n)+"),
+            r"\1except ZeroDivisionError:\n            raise SystemExit from None\n",
+        ),
+    ),
+    "watch: it looks while tokens come": (Edit("backends/watch.py", r"< TOKENS_ARE_NEWS_FOR:", "< 0:"),),
+    "watch: who leaves ends the measurement of all": (
+        Edit(
+            "backends/flights.py",
+            r"^ +await landing\.landed\.wait\(\)\n",
+            """\
+        try:
+            await landing.landed.wait()
+        except trio.Cancelled:
+            landing.landed.set()
+            raise
+""",
+        ),
+    ),
+    "calls: what was seen is repeated elsewhere": (
+        Edit("core/choosing.py", r"if yielded or isinstance", "if isinstance"),
+    ),
+    "calls: a wrong request goes to everybody": (
+        Edit("core/choosing.py", r"return error\.upstream_status == [^\n]*", "return True"),
+    ),
+    "calls: the first delta is not waited for": (
+        Edit("backends/calls.py", r"self\._first = await anext\(opening\.stream, None\)", "self._first = None"),
+    ),
+    "calls: a stream that failed is left open": (Edit("backends/calls.py", r"if not self\.keep:", "if False:"),),
+    "chat: an end is a success": (
+        Edit("core/completions.py", _in_method("completion", r"if self\.finish_reason is None:"), r"\1if False:"),
+    ),
+    "chat: the gap is that of the first token": (
+        Edit(
+            "backends/chat_stream.py",
+            r"return limits\.first_token if [^\n]* else limits\.gap",
+            "return limits.first_token",
+        ),
     ),
     # ---- asyncio ----
     "asyncio: a cancellation after the grant is forgotten": (
