@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SAMPLES_EVERY = 15.0
 SLACK = 65.0
-"""Seconds by which what is said may lag behind, since the next look comes within an interval and its jitter; or be early:
-the data is of a server that is looked at every 30 s, and one that fails is looked at every 5 s."""
+"""Seconds by which what is said may lag behind, since the next look comes within an interval and its jitter; or be
+early: the data is of a server that is looked at every 30 s, and one that fails is looked at every 5 s."""
 
 
 @attrs.define(eq=False)
