@@ -135,8 +135,8 @@ def test_the_key_is_nowhere_but_in_the_headers(monkeypatch: pytest.MonkeyPatch) 
         ("temperature = -1", "backends.a.temperature: expected a number >= 0, got -1"),
         ("max_tokens = 0", "backends.a.max_tokens: expected an int >= 1, got 0"),
         ("max_tokens = 1.5", "backends.a.max_tokens: expected an int >= 1, got 1.5"),
-        ("capacity = true", "backends.a.capacity: expected an int >= 0, got True"),
-        ("capacity = -1", "backends.a.capacity: expected an int >= 0, got -1"),
+        ("capacity = true", "backends.a.capacity: expected an int >= 1, got True"),
+        ("capacity = -1", "backends.a.capacity: expected an int >= 1, got -1"),
         (
             'kind = "llama-cpp-python"\ncapacity = 2',
             "backends.a.capacity: expected at most 1, which is what llama-cpp-python bears, got 2",

@@ -42,6 +42,8 @@ def check_url(path: str, value: object) -> str:
         raise Misfit(f"{path}: expected {expected} without a user or a password; there are headers, and api_key_env")
     if "?" in value or "#" in value or not value.isprintable() or " " in value:
         raise Misfit(f"{path}: expected {expected} without query, fragment or spaces")
+    if value.rstrip("/").endswith(("/completions", "/models", "/responses")):
+        raise Misfit(f"{path}: expected {expected}, got the URL of one call: give what stands before it")
     return value
 
 

@@ -343,7 +343,7 @@ _CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "headers": check_headers,
         "api_key_env": check_variable,
         "hold_timeout": check_seconds_above_0,
-        "capacity": check_whole(0),
+        "capacity": check_whole(1),
         "limits": _limits,
     }
 )

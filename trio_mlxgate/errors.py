@@ -128,6 +128,9 @@ class BackendUnreachable(BackendError):
 
     code: ClassVar[str] = "backend_unreachable"
 
+    refused: bool = False
+    """Nothing listens there, or its name leads nowhere: there never was a connection."""
+
 
 class BackendRefused(BackendError):
     """The server answered with an error."""

@@ -86,7 +86,7 @@ async def test_keepalives_are_life(autojump_clock: MockClock) -> None:
 async def test_silence_after_a_token(autojump_clock: MockClock) -> None:
     model, _ = adapter(Answer(parts=[(1.0, chunk("half")), (14.0, KEEPALIVE)], end_after=math.inf))
     error = await fails(model, TokenGapTooLong, 30.0)
-    assert "15 s after a token" in str(error)
+    assert "15 s (limits.gap) after a token" in str(error)
 
 
 async def test_the_whole(autojump_clock: MockClock) -> None:

@@ -84,7 +84,7 @@ def test_foreign_jobs_are_what_was_not_ours_at_the_time_of_the_reading() -> None
     monitor.observe(up(jobs=3), 0.0, OwnWork(in_flight=2, waiting=9))
     report = monitor.report(1.0, OwnWork(in_flight=2))
     assert (report.active_jobs, report.foreign_jobs) == (3, 1)
-    assert report.reason == "3 active jobs, 1 of them not ours"
+    assert report.reason == "3 active jobs, 1 of others"
     assert monitor.report(1.0).foreign_jobs == 1, "whatever is ours now"
 
 
@@ -96,7 +96,11 @@ def test_our_own_jobs_are_counted_as_they_are_now() -> None:
     ]
     monitor.observe(up(jobs=0), 30.0)
     assert level(monitor, 31.0, OwnWork(in_flight=2)) is BUSY, "sent since"
-    assert level(monitor, 31.0, OwnWork(waiting=5)) is IDLE, "the server has none of those that wait in the gate"
+    # The server has none of those that wait in the gate: they raise the level by one step, and no further.
+    assert level(monitor, 31.0, OwnWork(waiting=5)) is NORMAL
+    assert level(monitor, 31.0, OwnWork(in_flight=1, waiting=11)) is BUSY
+    assert monitor.report(31.0, OwnWork(in_flight=1, waiting=1), caller=1).level is NORMAL
+    assert level(monitor, 31.0, OwnWork(in_flight=2, waiting=11)) is BUSY
 
 
 def test_a_server_that_counts_fewer_than_are_ours() -> None:
@@ -643,3 +647,48 @@ def test_a_status_needs_no_second_look() -> None:
     monitor = quiet()
     monitor.observe(up(4.0, jobs=0), 30.0)
     assert monitor.next_check(30.0) == 60.0
+
+
+# ---- a stuck generation ----
+
+
+def test_a_request_without_a_token_outweighs_a_health_that_is_well() -> None:
+    monitor = LoadMonitor()
+    monitor.observe(up(), 0.0)
+    assert monitor.observe_silence("no token for 60 s", 60.0) is None
+    assert monitor.silent
+    for now in (60.0, 65.0, 90.0):
+        assert monitor.observe(up(), now) is None
+        report = monitor.report(now)
+        assert (report.level, report.health) == (LoadLevel.UNKNOWN, Health.UP)
+        assert report.reason == "it may be stuck: no token for 60 s"
+    transition = monitor.observe_silence("no token for 30 s", 120.0)
+    assert transition is not None
+    assert transition.after is Health.DOWN
+    assert monitor.observe(up(), 121.0) is None
+    assert monitor.report(121.0).level is LoadLevel.DOWN
+    back = monitor.observe_tokens(150.0)
+    assert back is not None
+    assert (back.after, monitor.silent) == (Health.UP, False)
+    monitor.observe(up(), 180.0)
+    assert level(monitor, 180.0) is IDLE
+
+
+def test_one_request_without_a_token_beside_others_that_have_theirs_is_slow_and_no_more() -> None:
+    monitor = LoadMonitor()
+    monitor.observe(up(), 0.0)
+    monitor.observe_tokens(58.0)
+    assert monitor.observe_silence("no token for 60 s", 60.0) is None
+    assert not monitor.silent
+    assert level(monitor, 60.0) is IDLE
+
+
+def test_what_comes_up_after_a_refusal_is_another_process() -> None:
+    monitor = LoadMonitor()
+    monitor.observe_silence("no token", 0.0)
+    monitor.observe_silence("no token", 10.0)
+    monitor.observe(Reading(health=Health.DOWN, reason="refused", refused=True), 20.0)
+    assert not monitor.silent
+    transition = monitor.observe(up(), 25.0)
+    assert transition is not None
+    assert transition.after is Health.UP

@@ -184,7 +184,8 @@ class Oracle:
         good = self.good(now)
         if good is not None and good.reading is not None and good.reading.status is not None:
             jobs = max(0, good.reading.status.active_jobs - good.own.in_flight) + own.in_flight
-            return KNOWN[3 if jobs >= 4 else min(2, jobs)], "status"
+            level = 3 if jobs >= 4 else min(2, jobs)
+            return KNOWN[level + (level < 2 and own.waiting > caller)], "status"
         levels = []
         if good is not None and now - self.last_latency_at() <= 75:
             levels.append(self.latency_step())

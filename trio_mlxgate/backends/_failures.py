@@ -9,6 +9,7 @@ import attrs
 import httpx
 import trio
 
+from trio_mlxgate.backends._reasons import no_reply_of
 from trio_mlxgate.backends._wire import is_garbage
 from trio_mlxgate.errors import (
     AnswerTooSlow,
@@ -54,8 +55,8 @@ class Failures:
         if trio.current_time() >= self.wire.granted_at + self.hold_timeout:
             return self._answer_too_slow()  # both at once: the limit of the whole goes before that of a part
         if begun:
-            return TokenGapTooLong(f"the server was silent for {silence:g} s after a token")
-        return FirstTokenTooSlow(f"the server was silent for {silence:g} s before its first token")
+            return TokenGapTooLong(f"the server was silent for {silence:g} s (limits.gap) after a token")
+        return FirstTokenTooSlow(f"the server was silent for {silence:g} s (limits.first_token) before its first token")
 
     def told(self, error: Exception, *, silence: float, begun: bool, text: str) -> BackendError:
         """What an error of the transport means: with the silence that was allowed, and what had come."""
@@ -63,7 +64,7 @@ class Failures:
         if isinstance(error, HoldTimeout):
             return self._answer_too_slow()
         if isinstance(error, httpx.ConnectTimeout):
-            return ConnectTooSlow(f"no connection within {self.limits.connect:g} s")
+            return ConnectTooSlow(f"no connection within {self.limits.connect:g} s (limits.connect)")
         if isinstance(error, httpx.TimeoutException):
             return self.too_silent(silence, begun=begun)
         if self.wire.answered:
@@ -71,7 +72,10 @@ class Failures:
         if is_garbage(error):
             return MalformedAnswer(f"what came is no HTTP: {said}")
         if isinstance(error, httpx.ConnectError):
-            return BackendUnreachable(f"no connection: {said}")
+            reason = no_reply_of(error, 0.0)
+            unreachable = BackendUnreachable(reason.text)
+            unreachable.refused = reason.why == "refused"
+            return unreachable
         times = f", {1 + self.wire.repeats} times" if self.wire.repeats else ""
         return BackendUnreachable(f"the connection broke before an answer came{times}: {said}")
 

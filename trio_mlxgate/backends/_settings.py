@@ -35,6 +35,8 @@ def base_url_of(given: str) -> str:
     if "?" in given or "#" in given:
         raise ValueError(f"base_url is {told} with a query or a fragment: leave it out")
     url = given.rstrip("/")
+    if url.endswith(("/completions", "/models", "/responses")):
+        raise ValueError(f"base_url is {told}, the URL of one call: give what stands before it, which ends with /v1")
     # As OpenAI's SDK takes it; who names the server alone means its API.
     return url + "/v1" if "/" not in url.partition("://")[2] else url
 

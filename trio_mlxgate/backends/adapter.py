@@ -253,7 +253,7 @@ class ModelAdapter:
         gate = self.endpoint_gate
         now = gate.statistics()
         if now.in_flight or now.tasks_waiting:
-            raise trio.WouldBlock
+            raise trio.WouldBlock(f"the gate of {self.name!r} is busy, and so would measure itself")
         with gate.slot_nowait(Priority.BACKGROUND):
             answer = await _read_all(self._ask("hi", RequestOptions(), system_prompt=None, max_tokens=1))
         return answer.seconds if answer.first_token is None else answer.first_token

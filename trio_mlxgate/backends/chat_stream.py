@@ -121,6 +121,11 @@ class ChatStream:
         return self._waited
 
     @property
+    def granted(self) -> bool:
+        """Whether the request has had its slot: it stands in the queue no more."""
+        return not math.isnan(self._wire.granted_at)
+
+    @property
     def completion(self) -> Completion:
         """The whole answer.
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import errno
-import os
-import socket
 import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -13,13 +10,14 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import httpx
 import trio
 
+from trio_mlxgate.backends._reasons import no_reply_of
 from trio_mlxgate.backends.detecting import Detected, detect
 from trio_mlxgate.backends.kinds.base import NoReply, Reply, unanswered
 from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.core.readings import Health, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Mapping
     from types import TracebackType
 
     from trio_mlxgate.backends.kinds.base import ServerKind
@@ -30,8 +28,6 @@ MOST_READ: Final = 1 << 20
 _CLOSING: Final = 1.0
 """Seconds that closing a connection may take beyond the limit of a look."""
 
-_OUR_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-"""Why a connection fails of which the server knows nothing."""
 
 ResultT = TypeVar("ResultT")
 
@@ -227,7 +223,7 @@ class _Visit:
                 answer = await self._exchange(path, start)
             except (httpx.HTTPError, OSError, ValueError) as error:
                 # What the client library makes of a server's garbage is of the server's making, whatever it is.
-                answer = _failure(error, trio.current_time() - start)
+                answer = no_reply_of(error, trio.current_time() - start)
         seconds = trio.current_time() - start
         return NoReply(why="timeout", seconds=seconds) if answer is None else answer
 
@@ -264,42 +260,6 @@ def _reading_of(detected: Detected) -> Reading:
     if detected.silence is not None and detected.silence.why == "refused":
         return unanswered("", detected.silence)
     return Reading(health=Health.UNKNOWN, reason=detected.reason)
-
-
-def _failure(error: Exception, seconds: float) -> NoReply:
-    """What an error of the client library says of the server."""
-    text = str(error) or type(error).__name__
-    causes = list(_causes(error))
-    if isinstance(error, httpx.TimeoutException):
-        return NoReply(why="timeout", text=text, seconds=seconds)
-    for cause in causes:
-        if isinstance(cause, ssl.SSLError):
-            return NoReply(why="broken", text=f"no TLS as it should be: {cause}", seconds=seconds)
-        if isinstance(cause, socket.gaierror | UnicodeError):
-            return NoReply(why="refused", text=f"the host's name leads nowhere: {cause}", seconds=seconds)
-    if isinstance(error, httpx.ConnectError):
-        # Of several addresses each has its own reason, which the text doesn't tell.
-        numbers = dict.fromkeys(cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno)
-        reasons = ", ".join(map(os.strerror, numbers))
-        if _OUR_SHORTAGE.intersection(numbers):
-            return NoReply(why="broken", text=f"it could not be asked: {reasons}", seconds=seconds)
-        return NoReply(why="refused", text=f"no connection: {reasons or text}", seconds=seconds)
-    return NoReply(why="broken", text=text, seconds=seconds)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that led to it, in groups too."""
-    todo: list[BaseException] = [error]
-    seen: set[int] = set()
-    while todo:
-        found = todo.pop(0)
-        if id(found) in seen:
-            continue
-        seen.add(id(found))
-        yield found
-        todo += [cause for cause in (found.__cause__, found.__context__) if cause is not None]
-        if isinstance(found, BaseExceptionGroup):
-            todo += found.exceptions
 
 
 def _root(base_url: str) -> httpx.URL:

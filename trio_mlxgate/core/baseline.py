@@ -52,11 +52,18 @@ class Baseline:
         del self._quickest[WITNESSES:]
 
     @property
+    def word(self) -> str:
+        """What to call it: it is assumed until readings say better."""
+        return "usual" if self._learnt() and min(self._learnt()) <= self.seconds else "assumed"
+
+    @property
     def seconds(self) -> float:
         """What is usual now."""
-        known = [*self._hours]
-        if len(self._quickest) == WITNESSES:
-            known.append(self._quickest[-1])
+        known = self._learnt()
         if len(self._hours) < self._settings.initial_hours:
             known.append(self._settings.initial_baseline)
         return max(self._settings.least_baseline, min(known))
+
+    def _learnt(self) -> list[float]:
+        """What each hour says, the one that runs too if it has witnesses enough."""
+        return [*self._hours, *(self._quickest[-1:] if len(self._quickest) == WITNESSES else ())]

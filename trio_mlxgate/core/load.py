@@ -39,6 +39,8 @@ class LoadMonitor:
     - One good answer makes it UP, and so does a token of a stream of ours.
     - A refused connection makes it DOWN at once. Tokens don't make that UP again, only an answer does: a server that
       shuts down refuses newcomers while it ends its streams.
+    - A request that got no token in time outweighs every answer of its health, which is as good beside a stuck
+      generation: only a token ends that, or a restart. The second in a row makes it DOWN.
     - Other failures make it DOWN when :attr:`LoadSettings.down_after` came in a row; until then it is what it was.
       While tokens come, an answer that is late or senseless is no failure. Calls that fail together are one failure.
 
@@ -49,7 +51,7 @@ class LoadMonitor:
     __slots__ = (
         *("_baseline", "_failed_at", "_failures", "_good", "_good_at", "_good_own", "_health"),
         *("_inference", "_inference_at", "_inference_trigger", "_latencies", "_latencies_at", "_latency_trigger"),
-        *("_looked_at", "_reason", "_refused", "_settings", "_token_at", "_unsettled"),
+        *("_looked_at", "_reason", "_refused", "_settings", "_silence", "_token_at", "_unsettled"),
     )
 
     def __init__(self, settings: LoadSettings = DEFAULT_SETTINGS) -> None:
@@ -62,6 +64,8 @@ class LoadMonitor:
         self._failures = 0
         self._failed_at = -inf
         self._refused = False
+        # Why it is thought to generate nothing, whatever it says of its health; empty: it isn't.
+        self._silence = ""
         # The latest good reading, with our own work at that time; None since a failure.
         self._good: Reading | None = None
         self._good_at = -inf
@@ -85,6 +89,9 @@ class LoadMonitor:
           own: what we had under way there at that time.
         """
         self._looked_at = now
+        if reading.health is Health.UP and self._silence:
+            self._unsettled = False
+            return None
         if reading.health is Health.UP:
             self._good, self._good_at, self._good_own = reading, now, own
             if reading.latency is not None and 0 <= reading.latency < inf:
@@ -101,6 +108,7 @@ class LoadMonitor:
         if self._refused:
             return None
         self._token_at = now
+        self._silence = ""
         return self._up("" if self._failures or self._health is not Health.UP else self._reason, now)
 
     def observe_inference(self, seconds: float, now: float) -> None:
@@ -114,6 +122,20 @@ class LoadMonitor:
             self._inference_trigger.step = 0
         self._inference, self._inference_at = seconds, now
         self._inference_trigger.step = self._inference_trigger.next_step(seconds, self._inference_thresholds())
+
+    def observe_silence(self, reason: str, now: float) -> Transition | None:
+        """A request of ours was taken, and got no token in time, or none after one.
+
+        Args:
+          reason: what was seen, for people.
+          now: when.
+        """
+        if self._tokens_within(self._settings.recheck, now):
+            return None  # others get theirs: this one was slow
+        again = bool(self._silence)
+        transition = self._fail(reason, now, refused=False, settled=again)
+        self._silence = reason
+        return transition
 
     def observe_call_failure(self, reason: str, now: float, *, refused: bool) -> Transition | None:
         """A real call could not reach it.
@@ -141,6 +163,11 @@ class LoadMonitor:
     def reason(self) -> str:
         """Why it is not UP, or what is odd though it is; for people."""
         return self._reason
+
+    @property
+    def silent(self) -> bool:
+        """Whether a request of ours got no token, and nobody has got one since: it takes a token to know better."""
+        return bool(self._silence)
 
     @property
     def baseline(self) -> float:
@@ -191,19 +218,24 @@ class LoadMonitor:
         if self._inference_is_fresh(now):
             known.update(inference_latency=self._inference, inference_age=now - self._inference_at)
         if good is not None and good.status is not None:
-            return self._from_status(good.status, own, known)
+            return self._from_status(good.status, own, caller, known)
         return self._from_signs(now, own, caller, good, known)
 
     # ---- the level ----
 
-    def _from_status(self, status: Status, own: OwnWork, known: dict[str, Any]) -> LoadReport:
+    def _from_status(self, status: Status, own: OwnWork, caller: int, known: dict[str, Any]) -> LoadReport:
         # What others have there is known from the look. What we have there is known now: the count of a look half a
         # minute ago would still hold our calls that have ended, and miss those that have begun.
         foreign = max(0, status.active_jobs - self._good_own.in_flight)
         jobs = foreign + own.in_flight
-        reason = f"{_jobs(jobs)}, {foreign} of them not ours" if jobs else "no active jobs"
+        whose = f", {foreign} of others" if foreign and own.in_flight else " of others" if foreign else ""
+        reason = f"{_jobs(jobs)}{whose}"
+        level = level_of_jobs(jobs, self._settings)
+        queue = own.waiting - caller
+        if queue > 0 and level <= LoadLevel.NORMAL:
+            level, reason = _one_more(level), f"{reason}; in our queue: {queue}"
         return LoadReport(
-            level=level_of_jobs(jobs, self._settings),
+            level=level,
             source="status",
             reason=reason,
             active_jobs=status.active_jobs,
@@ -221,7 +253,7 @@ class LoadMonitor:
             signs.append(
                 (
                     _LATENCY_LEVELS[self._latency_trigger.step],
-                    f"health latency {duration(latency)} is {ratio:.1f} times the usual",
+                    f"health latency {duration(latency)} is {ratio:.1f} times the {self._baseline.word}",
                 )
             )
         if known.get("inference_latency") is not None:
@@ -239,11 +271,13 @@ class LoadMonitor:
         # Where a stream is all that is known, the level tells of it already.
         others = own.in_flight + own.waiting - caller - (good is None)
         if others > 0 and level <= LoadLevel.NORMAL:
-            level = LoadLevel.NORMAL if level is LoadLevel.IDLE else LoadLevel.BUSY
+            level = _one_more(level)
             reason = f"our own jobs besides: {others}; {reason}"
         return LoadReport(level=level, source="hybrid", reason=_and(reason, self._reason), **known)
 
     def _why_unknown(self, now: float) -> str:
+        if self._silence:
+            return f"it may be stuck: {self._silence}"
         if self._failures:
             return f"{self._reason} (failures in a row: {self._failures}; down after {self._settings.down_after})"
         if self._looked_at == self._token_at == -inf:
@@ -303,14 +337,17 @@ class LoadMonitor:
         self._refused = False
         return self._become(Health.UP, reason, now)
 
-    def _fail(self, reason: str, now: float, *, refused: bool) -> Transition | None:
+    def _fail(self, reason: str, now: float, *, refused: bool, settled: bool = False) -> Transition | None:
         self._failures += 1
         self._failed_at = now
         # What answers in whatever way listens again, so that tokens that come now are its own.
         self._refused = refused
+        if refused:
+            self._silence = ""  # what comes up there next is another process
         self._good = None
         self._token_at = -inf
-        if not refused and self._failures < self._settings.down_after and self._health is not Health.DOWN:
+        enough = refused or settled or self._failures >= self._settings.down_after
+        if not enough and self._health is not Health.DOWN:
             self._reason = reason
             return None
         # Whatever comes up there next begins anew; but it is the same machine, whose baseline holds.
@@ -327,6 +364,11 @@ class LoadMonitor:
 
 def _jobs(count: int) -> str:
     return f"{count} active job{'s' if count > 1 else ''}" if count else "no active jobs"
+
+
+def _one_more(level: LoadLevel) -> LoadLevel:
+    """What our own queue makes of a level, and no more than that."""
+    return LoadLevel.NORMAL if level is LoadLevel.IDLE else LoadLevel.BUSY
 
 
 def _and(reason: str, more: str) -> str:

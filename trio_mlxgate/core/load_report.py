@@ -78,6 +78,9 @@ class LoadReport:
     models: tuple[str, ...] = ()
     """What it has loaded, as far as it says."""
 
+    def __str__(self) -> str:
+        return self.describe()
+
     def describe(self, language: str = "en") -> str:
         """One line for people: level (in ``"en"`` or ``"ko"``), source, age, why, and the figures.
 
