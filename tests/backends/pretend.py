@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 import trio
 
-from trio_mlxgate import Gate
+from trio_mlxgate import Gate, UnknownModel
 from trio_mlxgate.core.readings import Health, OwnWork, Reading, Status
 
 if TYPE_CHECKING:
@@ -37,17 +37,32 @@ class PretendBackend:
     measured: float | Exception = 0.3
     """What a measurement tells, after as many seconds, or raises."""
 
+    measuring_takes: float = 0.0
+    """Seconds until it raises."""
+
     answer: str | Exception = "yes"
     """What a chat returns, or raises."""
 
     answer_takes: float = 0.0
     gate: Gate = attrs.field(factory=lambda: Gate(1, name="pretended", outer_deadline="allow"))
+    unknown_model: str | None = None
+    """A model that it doesn't have."""
+
     last_token_at: float = -math.inf
     looks: list[float] = attrs.field(factory=list)
     measurements: list[float] = attrs.field(factory=list)
     chats: list[tuple[float, dict[str, Any]]] = attrs.field(factory=list)
-    closed: int = 0
+    closings: int = 0
     on_chat: Callable[[], object] = lambda: None
+    _closed_in: object = None
+
+    @property
+    def closed(self) -> bool:
+        return self._closed_in is trio.lowlevel.current_trio_token()
+
+    @property
+    def endpoint_gate(self) -> Gate:
+        return self.gate
 
     @property
     def own_work(self) -> OwnWork:
@@ -64,38 +79,45 @@ class PretendBackend:
     async def measure_inference_latency(self) -> float:
         self.measurements.append(trio.current_time())
         if isinstance(self.measured, Exception):
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(self.measuring_takes)
             raise self.measured
         await trio.sleep(self.measured)
         return self.measured
 
-    async def chat(self, messages: Any, *, max_wait: float | None = None, **options: Any) -> str:
-        async with self.gate.slot(max_wait=math.inf if max_wait is None else max_wait):
-            self.chats.append((trio.current_time(), options))
-            self.on_chat()
-            await trio.sleep(self.answer_takes)
-            if isinstance(self.answer, Exception):
-                raise self.answer
-            return f"{self.name}: {self.answer}"
-
     def stream(self, messages: Any, *, max_wait: float | None = None, **options: Any) -> PretendStream:
-        return PretendStream(self, math.inf if max_wait is None else max_wait)
+        if options.get("model", "") == self.unknown_model:
+            raise UnknownModel(f"{self.name} has no such model")
+        return PretendStream(self, math.inf if max_wait is None else max_wait, options)
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
-        self.closed += 1
+        self.closings += 1
+        self._closed_in = trio.lowlevel.current_trio_token()
 
 
 class PretendStream:
-    """Three deltas, or an error after as many as the backend's answer says."""
+    """Three deltas, or an error in place of the one that the backend's answer names by ``at`` (the first)."""
 
-    def __init__(self, backend: PretendBackend, max_wait: float) -> None:
+    def __init__(self, backend: PretendBackend, max_wait: float, options: dict[str, Any]) -> None:
         self.backend = backend
+        self.options = options
         self.slot = backend.gate.slot(max_wait=max_wait)
-        self.left = 3
+        self.granted = False
+        self.number = 0
+
+    @property
+    def text(self) -> str:
+        return ""
+
+    @property
+    def completion(self) -> str:
+        return f"{self.backend.name}: {self.backend.answer}"
 
     async def __aenter__(self) -> Self:
         await self.slot.__aenter__()
+        self.granted = True
+        self.backend.chats.append((trio.current_time(), self.options))
+        self.backend.on_chat()
         return self
 
     async def __aexit__(
@@ -103,20 +125,16 @@ class PretendStream:
     ) -> None:
         await self.slot.__aexit__(kind, error, traceback)
 
-    def __aiter__(self) -> PretendStream:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str:
         await trio.sleep(self.backend.answer_takes)
-        if isinstance(self.backend.answer, Exception) and self.left <= getattr(self.backend.answer, "left", 3):
-            raise self.backend.answer
-        if not self.left:
+        self.number += 1
+        answer = self.backend.answer
+        if isinstance(answer, Exception) and self.number >= getattr(answer, "at", 1):
+            raise answer
+        if self.number > 3:
             raise StopAsyncIteration
-        self.left -= 1
         self.backend.last_token_at = trio.current_time()
-        return f"{self.backend.name} {3 - self.left}"
-
-
-def cast_to_adapter(*backends: PretendBackend) -> Any:
-    """For the type checkers: the registry takes what has this face."""
-    return list(backends)
+        return f"{self.backend.name} {self.number}"

@@ -260,7 +260,7 @@ async def test_a_stream_of_whoever_gives_a_first_delta(autojump_clock: trio.test
 async def test_what_was_seen_is_not_repeated(autojump_clock: trio.testing.MockClock) -> None:
     macbook, macmini = pair()
     macbook.answer = TruncatedAnswer("cut")
-    macbook.answer.left = 1  # type: ignore[attr-defined] # after two deltas
+    macbook.answer.at = 3  # type: ignore[attr-defined] # after two deltas
     seen: list[str] = []
     async with registry_of(macbook, macmini) as registry:
 

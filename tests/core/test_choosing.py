@@ -86,12 +86,17 @@ ALL_ERRORS = [
 @pytest.mark.parametrize("kind", ALL_ERRORS)
 def test_after_which_error_another_one_is_asked(kind: type[Exception]) -> None:
     error = kind("told")
+    if isinstance(error, errors.BackendRefused):
+        error.upstream_status = 400
     assert not may_ask_another(error, yielded=True)
     never = (errors.Superseded, errors.AnswerTooSlow, errors.BackendRefused)
     assert may_ask_another(error, yielded=False) == (not isinstance(error, never))
 
 
-@pytest.mark.parametrize(("status", "elsewhere"), [(400, False), (404, False), (429, True), (499, False), (500, True)])
+@pytest.mark.parametrize(
+    ("status", "elsewhere"),
+    [(200, True), (302, True), (400, False), (404, False), (408, True), (429, True), (499, False), (500, True)],
+)
 def test_whose_fault_a_refusal_is_tells_its_status(status: int, elsewhere: bool) -> None:
     assert may_ask_another(errors.BackendRefused("no", upstream_status=status), yielded=False) == elsewhere
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate.core.checks import check_seconds
-from trio_mlxgate.core.choosing import may_ask_another
+from trio_mlxgate.core.choosing import may_ask_again, may_ask_another, may_ask_the_cloud
 from trio_mlxgate.errors import (
     AnswerTooSlow,
     BackendError,
@@ -19,31 +22,45 @@ from trio_mlxgate.errors import (
     ConnectTooSlow,
     GateRefused,
     TruncatedAnswer,
+    UnknownModel,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
     from trio_mlxgate.backends.adapter import ModelAdapter
     from trio_mlxgate.backends.chat_stream import ChatStream
     from trio_mlxgate.backends.registry import BackendRegistry
+    from trio_mlxgate.backends.watch import Watch
     from trio_mlxgate.core.choosing import OnUnavailable, Strategy
     from trio_mlxgate.core.completions import Completion, Delta
 
 T = TypeVar("T")
 
+_logger: Final = logging.getLogger("trio_mlxgate.backends")
+
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 
 
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 @attrs.frozen(kw_only=True)
 class CallPlan:
-    """Whom one call may ask, and what it does where they can't be asked."""
+    """What one call asks, whom it may ask, and what it does where they can't be asked."""
 
     role: str
     """Whose backends are asked."""
+
+    messages: Any
+    """What they are asked."""
+
+    options: Mapping[str, Any] = attrs.field(converter=_given)
+    """Of :meth:`ModelAdapter.stream`; None is nothing."""
 
     prefer: Sequence[str] = ()
     """Who goes before the others."""
@@ -65,87 +82,153 @@ class CallPlan:
 
     def rank(self, registry: BackendRegistry) -> tuple[tuple[str, ...], frozenset[str]]:
         """As the registry ranks, now."""
-        return registry.rank(self.role, prefer=self.prefer, strategy=self.strategy)
+        return registry._rank(self.role, prefer=self.prefer, strategy=self.strategy)
+
+    def check(self, registry: BackendRegistry) -> None:
+        """Raise what a backend would say of bad arguments; of a model that it doesn't have, only if no other has it."""
+        ranked, _ = self.rank(registry)
+        unknown = None
+        for name in ranked:
+            try:
+                self.stream_of(registry.backend(name), None)
+            except UnknownModel as error:
+                unknown = error
+            else:
+                return
+        if unknown is not None:
+            raise unknown
+
+    def stream_of(self, backend: ModelAdapter, left: float | None) -> ChatStream:
+        """The answer of this backend, not asked for yet; ``left`` of ``max_wait``."""
+        return backend.stream(self.messages, max_wait=left, **self.options)
 
 
-async def ask_around(
-    registry: BackendRegistry, plan: CallPlan, ask: Callable[[ModelAdapter, float | None], Awaitable[T]]
-) -> T:
-    """What ``ask`` makes of the first backend that can answer. Always a checkpoint.
+async def ask_around(registry: BackendRegistry, plan: CallPlan, ask: Callable[[ChatStream, Watch], Awaitable[T]]) -> T:
+    """What ``ask`` makes of the stream of the first backend that can answer. Always a checkpoint.
 
-    ``ask`` is given the backend and how many seconds are left of ``max_wait``, if there is one; what it raises must
-    mean that nothing of an answer was handed on.
+    What ``ask`` raises must mean that nothing of an answer was handed on.
     """
     plan.rank(registry)  # for its errors, before anything
     await trio.lowlevel.checkpoint()
     if plan.on_unavailable == "wait":
+        plan.check(registry)  # what is wrong need not wait
         return await _ask_and_wait(registry, plan, ask)
     until = None if plan.max_wait is None else trio.current_time() + plan.max_wait
     failed: dict[str, Exception] = {}
     while True:  # noqa: ASYNC913 - each turn asks one more, or ends
         ranked, there = plan.rank(registry)
         # Ranked anew each time: while one was asked, others may have gone down, or got busy.
-        left = [name for name in ranked if name not in failed]
-        name = next((name for name in left if name in there), None)
+        name = next((name for name in ranked if name in there and name not in failed), None)
         if plan.on_unavailable == "defer":
-            if failed:
-                (error,) = failed.values()
-                raise _deferred(registry, plan, ranked[0], error) from error
+            for tried, error in failed.items():
+                raise _deferred(registry, plan, tried, error) from error
             name = ranked[0] if ranked[0] in there else None
         if name is None:
             raise _nobody(registry, plan, ranked, failed)
+        if failed:
+            last, error = [*failed.items()][-1]
+            _logger.warning("role %r: backend %r gave no answer (%s); asking %r", plan.role, last, error, name)
         try:
-            return await ask(registry.backend(name), _left(until))
+            return await _ask_one(registry, plan, name, _left(until), ask)
         except (BackendError, GateRefused) as error:
-            note_failure(registry, name, error)
             if not may_ask_another(error, yielded=False):
                 raise
             failed[name] = error
 
 
 async def _ask_and_wait(
-    registry: BackendRegistry, plan: CallPlan, ask: Callable[[ModelAdapter, float | None], Awaitable[T]]
+    registry: BackendRegistry, plan: CallPlan, ask: Callable[[ChatStream, Watch], Awaitable[T]]
 ) -> T:
     """As :func:`ask_around`, for who wants the first in the order and waits while it is down. Always a checkpoint."""
-    until = None if plan.max_wait is None else trio.current_time() + plan.max_wait
+    begun = trio.current_time()
+    until = math.inf if plan.max_wait is None else begun + plan.max_wait
     pause = _FIRST_PAUSE
+    last: Exception | None = None
     while True:
         ranked, there = plan.rank(registry)
-        if ranked[0] not in there:
-            with trio.move_on_at(math.inf if until is None else until):
+        name = ranked[0]
+        if name not in there and not registry._is_paused(name):
+            with trio.move_on_at(until):
                 await registry.wait_change()
                 continue
-            raise registry.unavailable(plan.role, ranked[:1])
+            raise _waited(registry, plan, name, begun) from last
         try:
-            return await ask(registry.backend(ranked[0]), _left(until))
-        except (BackendUnreachable, ConnectTooSlow) as error:
-            note_failure(registry, ranked[0], error)
-            if until is not None and trio.current_time() + pause >= until:
+            return await _ask_one(registry, plan, name, None if plan.max_wait is None else _left(until), ask)
+        except (BackendError, GateRefused) as error:
+            if not may_ask_again(error):
                 raise
+            last = error
         # It may look well all the same: so that nobody asks it without a pause.
-        await trio.sleep(pause)
+        soonest = trio.current_time() + max(pause, getattr(last, "retry_after", None) or 0.0)
+        if soonest > until:
+            await trio.sleep_until(until)
+            raise _waited(registry, plan, name, begun) from last
+        _logger.warning("role %r: backend %r gave no answer (%s); waiting for it", plan.role, name, last)
+        await trio.sleep_until(soonest)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+async def _ask_one(
+    registry: BackendRegistry,
+    plan: CallPlan,
+    name: str,
+    left: float | None,
+    ask: Callable[[ChatStream, Watch], Awaitable[T]],
+) -> T:
+    """Ask this one. Always a checkpoint."""
+    watch = registry._watch_of(name)
+    try:
+        stream = plan.stream_of(registry.backend(name), left)
+        with watch.calling() as caller:
+            caller.granted = lambda: stream.granted
+            return await ask(stream, watch)
+    except trio.ClosedResourceError as error:
+        registry._watching()  # raises, if it was the registry that has closed its backends
+        raise BackendUnavailable(f"{name}: {error}", backend=name) from error
+    except BackendError as error:
+        registry._watching()
+        note_failure(watch, error)
+        raise
 
 
 def _left(until: float | None) -> float | None:
     return None if until is None else max(0.0, until - trio.current_time())
 
 
-def note_failure(registry: BackendRegistry, name: str, error: Exception) -> None:
+def note_failure(watch: Watch, error: Exception) -> None:
     """Let the watch know of a failed call if that tells something of the server's health."""
-    if isinstance(error, BackendUnreachable | TruncatedAnswer) or (
-        isinstance(error, BackendTooSlow) and not isinstance(error, AnswerTooSlow)
-    ):
-        registry.call_failed(name, str(error), refused=False)
+    if isinstance(error, BackendTooSlow) and not isinstance(error, AnswerTooSlow | ConnectTooSlow):
+        watch.call_got_no_token(str(error))
+    elif isinstance(error, BackendUnreachable | TruncatedAnswer | ConnectTooSlow):
+        watch.call_failed(str(error), refused=isinstance(error, BackendUnreachable) and error.refused)
+
+
+# ---- what is raised ----
+
+
+def _told(name: str, error: Exception | None) -> str:
+    said = "down, or paused" if error is None else str(error) or repr(error)
+    return said if said.startswith(f"{name}: ") else f"{name}: {said}"
+
+
+def _waited(registry: BackendRegistry, plan: CallPlan, name: str, begun: float) -> BackendUnavailable:
+    error = registry._unavailable(plan.role, [name])
+    error.args = (f"{error}; waited for {trio.current_time() - begun:g} s (max_wait)",)
+    return error
 
 
 def _deferred(registry: BackendRegistry, plan: CallPlan, name: str, error: Exception) -> BackendUnavailable:
-    retry_after = getattr(error, "retry_after", None)
     return BackendUnavailable(
-        f"backend {name!r} of role {plan.role!r} can't be asked now: {error}",
+        f"role {plan.role!r} is deferred: {_told(name, error)}",
         backend=name,
-        retry_after=registry.unavailable(plan.role, [name]).retry_after if retry_after is None else retry_after,
+        retry_after=_hope(registry, name, error),
     )
+
+
+def _hope(registry: BackendRegistry, name: str, error: Exception | None) -> float:
+    """When it is worth trying this one again."""
+    known = getattr(error, "retry_after", None)
+    return registry._watch_of(name).seconds_to_next_check() if known is None else float(known)
 
 
 def _nobody(
@@ -153,57 +236,71 @@ def _nobody(
 ) -> Exception:
     """What is raised when nobody is left to be asked."""
     if plan.on_unavailable == "defer":
-        return registry.unavailable(plan.role, ranked[:1])
+        return registry._unavailable(plan.role, ranked[:1])
     if not failed:
-        return registry.unavailable(plan.role, ranked)
-    if len(ranked) == 1:
-        return failed[ranked[0]]
-    told = "; ".join(f"{name}: {failed.get(name, 'down')}" for name in ranked)
-    hopes = [getattr(error, "retry_after", None) for error in failed.values()]
-    hopes.append(registry.unavailable(plan.role, ranked).retry_after)
+        return registry._unavailable(plan.role, ranked)
+    last = [*failed.values()][-1]
+    if len(ranked) == 1 or all(isinstance(error, UnknownModel) for error in failed.values()):
+        return last
+    told = "; ".join(_told(name, failed.get(name)) for name in ranked)
     error = BackendUnavailable(
         f"no backend of role {plan.role!r} gave an answer ({told})",
-        retry_after=min(hope for hope in hopes if hope is not None),
+        retry_after=min(_hope(registry, name, failed.get(name)) for name in ranked),
     )
-    error.__cause__ = [*failed.values()][-1]
+    error.__cause__ = last
     return error
 
 
+# ---- whole answers ----
+
+
+def check_fallback(fallback: object) -> None:
+    """Raise TypeError unless it is a function, or None. Whether it is async only its call shows."""
+    if fallback is not None and not callable(fallback):
+        raise TypeError(f"fallback must be an async function that takes the error, or None, not {fallback!r}")
+
+
 async def call_role(
-    registry: BackendRegistry,
-    plan: CallPlan,
-    messages: Any,
-    options: dict[str, Any],
-    fallback: Callable[[Exception], Awaitable[T]] | None,
+    registry: BackendRegistry, plan: CallPlan, fallback: Callable[[Exception], Awaitable[T]] | None
 ) -> Completion | T:
     """One answer of whoever can give it. Always a checkpoint."""
+    check_fallback(fallback)
 
-    async def ask(backend: ModelAdapter, left: float | None) -> Completion:
-        return await backend.chat(messages, max_wait=left, **options)
+    async def ask(stream: ChatStream, _: Watch) -> Completion:
+        async with stream:
+            async for _delta in stream:
+                pass
+        return stream.completion
 
     try:
         return await ask_around(registry, plan, ask)
     except (BackendError, GateRefused) as error:
-        if fallback is None or not may_ask_another(error, yielded=False):
+        if fallback is None or not may_ask_the_cloud(error):
             raise
         failed = error
+    # Outside of the except clause: what it raises is no accident of handling the first error. Nothing is held here.
+    _logger.warning("role %r: nobody gave an answer (%s); asking the fallback", plan.role, failed)
     try:
-        # Outside of the except clause: what it raises is no accident of handling the first error. Nothing is held here.
-        return await fallback(failed)
+        asked: object = fallback(failed)
+        if not inspect.isawaitable(asked):
+            raise TypeError(f"fallback must be an async function, and {fallback!r} returned {asked!r}")
+        answer: T = await asked
     finally:
         del failed  # it holds this frame, which would hold it
+    return answer
+
+
+# ---- streams ----
 
 
 class RoleStream:
     """A streamed answer of whoever of a role can give it; see :meth:`BackendRegistry.stream`."""
 
-    def __init__(self, registry: BackendRegistry, plan: CallPlan, messages: Any, options: dict[str, Any]) -> None:
+    def __init__(self, registry: BackendRegistry, plan: CallPlan) -> None:
         self._registry = registry
         self._plan = plan
-        self._messages = messages
-        self._options = options
         self._stream: ChatStream | None = None
-        self._name = ""
+        self._watch: Watch | None = None
         self._first: Delta | None = None
         self._entered = False
 
@@ -211,7 +308,8 @@ class RoleStream:
     def backend(self) -> str:
         """The name of the backend that answers. Raises RuntimeError before entering."""
         self._open_stream()
-        return self._name
+        assert self._watch is not None
+        return self._watch.backend.name
 
     @property
     def completion(self) -> Completion:
@@ -233,11 +331,13 @@ class RoleStream:
             raise RuntimeError("nothing is streamed yet: 'async with registry.stream(...) as stream:'")
         return self._stream
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         """Wait for the first delta of whoever gives one. Always a checkpoint; if it is cancelled nothing is held.
 
         Raises:
           BackendError, GateRefused: nobody gave one.
+          trio.ClosedResourceError: the registry was left.
         """
         if self._entered:
             raise RuntimeError("a stream is used once: ask registry.stream(...) for another one")
@@ -245,25 +345,27 @@ class RoleStream:
         self._stream = await ask_around(self._registry, self._plan, self._ask)
         return self
 
-    async def _ask(self, backend: ModelAdapter, left: float | None) -> ChatStream:
+    @enable_ki_protection
+    async def _ask(self, stream: ChatStream, watch: Watch) -> ChatStream:
         """Open a stream, and read its first delta: until then another backend can take over. Always a checkpoint."""
-        async with _Opening(backend.stream(self._messages, max_wait=left, **self._options)) as opening:
-            self._first = await anext(opening.stream, None)
-            self._name = backend.name
+        async with _Opening(stream) as opening:
+            self._first = await anext(stream, None)
+            self._watch = watch
             opening.keep = True
-        return opening.stream
+        return stream
 
+    @enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the connection, and give the slot back; as :meth:`ChatStream.__aexit__`."""
+        """Close the connection, and give the slot back; as :meth:`ChatStream.__aexit__`. Always a checkpoint."""
         await self._open_stream().__aexit__(kind, error, traceback)  # noqa: ASYNC102 - it shields itself
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Delta:
-        """The next delta; as :meth:`ChatStream.__anext__`. A checkpoint, but for the first."""
+        """The next delta; as :meth:`ChatStream.__anext__`. Always a checkpoint."""
         stream = self._open_stream()
         if self._first is not None:
             first, self._first = self._first, None
@@ -272,7 +374,8 @@ class RoleStream:
         try:
             return await anext(stream)
         except BackendError as error:
-            note_failure(self._registry, self._name, error)
+            if self._watch is not None and self._registry._is_watching(self._watch):
+                note_failure(self._watch, error)
             raise
 
 
@@ -280,16 +383,19 @@ class _Opening:
     """Closes a stream at the end of the block unless it is to be kept."""
 
     def __init__(self, stream: ChatStream) -> None:
-        self.stream = stream
+        self._stream = stream
         self.keep = False
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
-        await self.stream.__aenter__()
+        """As the stream's. Always a checkpoint."""
+        await self._stream.__aenter__()
         return self
 
+    @enable_ki_protection
     async def __aexit__(  # noqa: ASYNC910 - as it says
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """A checkpoint if the stream is closed."""
         if not self.keep:
-            await self.stream.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - it shields itself
+            await self._stream.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - it shields itself

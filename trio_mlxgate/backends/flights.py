@@ -9,6 +9,7 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextvars import Context
 
 T = TypeVar("T")
 
@@ -20,31 +21,32 @@ class _Landing(Generic[T]):
 
 
 class Flight(Generic[T]):
-    """Runs ``work`` in a nursery, once for all who ask until it has ended; who asks and leaves stops nobody."""
+    """Runs ``work`` in a nursery, once for all who ask until it has ended; who asks and leaves stops nobody.
 
-    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+    It runs in ``context``, and not in that of whoever happens to ask first: what is said around a call is said of that
+    call alone.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[T]], nursery: trio.Nursery, context: Context) -> None:
         self._work = work
+        self._nursery = nursery
+        self._context = context
         self._landing: _Landing[T] | None = None
 
-    @property
-    def under_way(self) -> bool:
-        """Whether it runs now."""
-        return self._landing is not None
-
-    def start(self, nursery: trio.Nursery) -> _Landing[T]:
+    def start(self) -> _Landing[T]:
         """See to it that it runs. Never a checkpoint."""
         if self._landing is None:
             self._landing = _Landing()
-            nursery.start_soon(self._fly, self._landing)
+            self._context.copy().run(self._nursery.start_soon, self._fly, self._landing)
         return self._landing
 
-    async def join(self, nursery: trio.Nursery) -> outcome.Value[T] | outcome.Error:
+    async def join(self) -> outcome.Value[T] | outcome.Error:
         """Wait for its end, and return how it ended, to be looked at and not to be unwrapped. Always a checkpoint.
 
         Raises:
           trio.ClosedResourceError: the nursery was cancelled meanwhile.
         """
-        landing = self.start(nursery)
+        landing = self.start()
         await landing.landed.wait()
         if landing.result is None:
             raise trio.ClosedResourceError("the registry was left meanwhile")

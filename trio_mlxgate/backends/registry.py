@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate.backends.calls import CallPlan, RoleStream, call_role
 from trio_mlxgate.backends.watch import HealthChanged, Watch
@@ -18,13 +21,14 @@ from trio_mlxgate.core.readings import Health
 from trio_mlxgate.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Hashable
     from types import TracebackType
     from typing import Self
 
     from trio_mlxgate.backends.adapter import ModelAdapter
     from trio_mlxgate.core.completions import Completion
     from trio_mlxgate.core.load import LoadReport
+    from trio_mlxgate.outer_deadline import OuterDeadline
 
 T = TypeVar("T")
 
@@ -47,7 +51,8 @@ class BackendRegistry:
     Or, in a nursery of one's own: ``registry = await nursery.start(BackendRegistry(roles).run)``. Each backend has a
     task that looks at it, by itself: one that is slow delays no other. A backend that serves several roles is watched
     once. Leaving the block ends the watch and closes the backends, which are the registry's; errors of the
-    block arrive bare. In the next run it can be entered again.
+    block arrive bare. In the next run it can be entered again. Outside of the block its methods raise RuntimeError, and
+    trio.ClosedResourceError once it was left.
 
     Args:
       roles: for each role the backends that can serve it, best first; one alone need not be in a list.
@@ -82,21 +87,24 @@ class BackendRegistry:
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must be a number from 0 up to 1, not {jitter!r}")
         check_seconds("check_limit", check_limit)
-        if not 0 < check_limit < float("inf"):
+        if not 0 < check_limit < math.inf:
             raise ValueError(f"check_limit must be above 0 and finite, since a look may hang, not {check_limit!r}")
-        kept = settings or LoadSettings()
-        self._watches: dict[str, Watch] = {}
+        given: object = settings
+        if given is not None and not isinstance(given, LoadSettings):
+            raise TypeError(f"settings must be LoadSettings(...), not {settings!r}")
+        self._settings = settings or LoadSettings()
+        self._jitter = jitter
+        self._check_limit = check_limit
         self._backends: dict[str, ModelAdapter] = {}
         for backend in (backend for backends in self._roles.values() for backend in backends):
             known = self._backends.setdefault(backend.name, backend)
             if known is not backend:
                 raise ValueError(f"two backends are named {backend.name!r}: rename one, or list the same object twice")
-            if backend.name not in self._watches:
-                self._watches[backend.name] = Watch(
-                    backend, kept, jitter=jitter, check_limit=check_limit, tell=self._tell
-                )
+        # All of this is of one run: its nursery, and what is known by its clock.
+        self._watches: dict[str, Watch] = {}
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery | None = None
+        self._entered_in: trio.lowlevel.TrioToken | None = None
         self._left_in: trio.lowlevel.TrioToken | None = None
         self._changed = trio.Event()
 
@@ -106,43 +114,87 @@ class BackendRegistry:
 
     # ---- the watch ----
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         """Begin to watch. Always a checkpoint. The first look at each backend is under way when the block begins.
 
         Raises:
-          RuntimeError: the watch is on already, or was left in this run: its backends are closed.
+          RuntimeError: the watch is on already, or was left in this run: its backends are closed. Or this is asyncio.
+          UnknownEndpoint: a backend's gates refuse its endpoint.
         """
+        if not trio.lowlevel.in_trio_run():
+            raise RuntimeError("backends are for trio; on asyncio there are trio_mlxgate.anyio.Gate and GateTransport")
         await trio.lowlevel.checkpoint()
-        if self._nursery is not None:
+        token = trio.lowlevel.current_trio_token()
+        if self._nursery is not None and self._entered_in is token:
             raise RuntimeError("this registry is under watch already: enter it once, and hand it around")
-        if self._left_in is trio.lowlevel.current_trio_token():
+        if self._left_in is token:
             raise RuntimeError(
                 "this registry was left, and its backends are closed: make another one, of other backends"
             )
+        for backend in self._backends.values():
+            _ = backend.endpoint_gate  # one that has none says so now, and not at each look
+        self._entered_in = token
+        self._changed = trio.Event()
         self._nursery_manager = trio.open_nursery()
         nursery = self._nursery = await self._nursery_manager.__aenter__()
-        for watch in self._watches.values():
-            nursery.start_soon(watch.run, nursery, name=f"watch of backend {watch.backend.name}")
+        context = contextvars.copy_context()
+        self._watches = {
+            name: Watch(
+                backend,
+                self._settings,
+                nursery,
+                context,
+                jitter=self._jitter,
+                check_limit=self._check_limit,
+                tell=self._tell,
+            )
+            for name, backend in self._backends.items()
+        }
+        for name, watch in self._watches.items():
+            nursery.start_soon(watch.run, name=f"watch of backend {name}")
         return self
 
+    @enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the watch, and close the connections. Always a checkpoint, shielded; what it waits for ends at once."""
+        """End the watch, and close the backends. Always a checkpoint, shielded, within seconds.
+
+        Whoever waits for something of it gets trio.ClosedResourceError, and so do calls that are under way.
+        """
         assert self._nursery is not None
+        manager, nursery, self._nursery_manager, self._nursery = self._nursery_manager, self._nursery, None, None
+        self._left_in = trio.lowlevel.current_trio_token()
+        self._changed.set()
         # The error of the block is not the nursery's: it would come out in a group. And a cancellation from outside
         # would come out instead of it.
-        self._nursery.cancel_scope.shield = True
-        self._nursery.cancel_scope.cancel()
-        manager, self._nursery_manager, self._nursery = self._nursery_manager, None, None
-        self._left_in = trio.lowlevel.current_trio_token()
+        nursery.cancel_scope.shield = True
+        nursery.cancel_scope.cancel()
         try:
             await manager.__aexit__(None, None, None)  # noqa: ASYNC102 - shielded by its own scope, and cancelled
         finally:
-            with trio.move_on_after(_CLOSING, shield=True):
-                await trio.lowlevel.checkpoint()
+            failed = await self._close_backends()  # noqa: ASYNC102 - it shields itself
+        if failed and error is None:
+            raise failed[0]
+
+    async def _close_backends(self) -> list[Exception]:
+        """Close all of them side by side, within a limit; returns what they raised. Always a checkpoint."""
+        failed: list[Exception] = []
+
+        async def close(backend: ModelAdapter) -> None:
+            await trio.lowlevel.checkpoint()
+            try:
+                await backend.aclose()
+            except Exception as error:
+                _logger.exception("backend %r could not be closed", backend.name)
+                failed.append(error)
+
+        with trio.move_on_after(_CLOSING, shield=True):
+            async with trio.open_nursery() as nursery:
                 for backend in self._backends.values():
-                    await backend.aclose()
+                    nursery.start_soon(close, backend)
+        return failed
 
     async def run(  # noqa: ASYNC114 - what it starts is a value, to be used after it
         self, *, task_status: trio.TaskStatus[BackendRegistry] = trio.TASK_STATUS_IGNORED
@@ -150,16 +202,30 @@ class BackendRegistry:
         """Watch until cancelled: ``registry = await nursery.start(registry.run)``. Always a checkpoint.
 
         Raises:
-          RuntimeError: the watch is on already.
+          RuntimeError, UnknownEndpoint: as on entering.
         """
         async with self:
             task_status.started(self)
             await trio.sleep_forever()
 
-    def _watching(self) -> trio.Nursery:
-        if self._nursery is None:
-            raise RuntimeError("nobody watches: use it inside 'async with BackendRegistry(...) as registry'")
-        return self._nursery
+    def _watching(self) -> None:
+        """Raise RuntimeError if nobody watches, trio.ClosedResourceError if that is since the registry was left."""
+        here = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else None
+        if here is not None and self._entered_in is here:
+            if self._nursery is not None:
+                return
+            raise trio.ClosedResourceError("the registry was left, and its backends are closed")
+        raise RuntimeError("nobody watches: use it inside 'async with BackendRegistry(...) as registry'")
+
+    def _watch_of(self, name: str) -> Watch:
+        self._watching()
+        return self._watches[name]
+
+    def _is_watching(self, watch: Watch) -> bool:
+        return self._nursery is not None and self._watches.get(watch.backend.name) is watch
+
+    def _is_paused(self, name: str) -> bool:
+        return self._backends[name].endpoint_gate.capacity == 0
 
     def _tell(self, change: HealthChanged) -> None:
         level = logging.WARNING if change.after is Health.DOWN else logging.INFO
@@ -195,13 +261,18 @@ class BackendRegistry:
 
         Raises:
           LookupError: there is no such role.
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more.
         """
-        return any(self._watches[backend.name].health is Health.UP for backend in self._of(role))
+        return any(self._watch_of(backend.name).health is Health.UP for backend in self._of(role))
 
     def health_summary(self) -> Mapping[str, Mapping[str, LoadReport]]:
-        """For each role what is known of each of its backends, by name. Never waits."""
+        """For each role what is known of each of its backends, by name. Never waits.
+
+        Raises:
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more.
+        """
         return {
-            role: {backend.name: self._watches[backend.name].report() for backend in backends}
+            role: {backend.name: self._watch_of(backend.name).report() for backend in backends}
             for role, backends in self._roles.items()
         }
 
@@ -217,18 +288,17 @@ class BackendRegistry:
 
         Raises:
           LookupError: there is no such role, or it has no such backend.
-          RuntimeError: nobody watches, and ``fresh`` was asked for.
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more.
         """
-        watch = self._watches[self._one(role, backend).name]
+        watch = self._watch_of(self._one(role, backend).name)
         if not fresh:
             await trio.lowlevel.checkpoint()
             return watch.report(caller=caller)
-        nursery = self._watching()
-        await watch.look_now(nursery)
+        await watch.look_now()
         report = watch.report(caller=caller)
         if report.source == "hybrid" and report.health is Health.UP:
             try:
-                await watch.measure(nursery)
+                await watch.measure()
             except (trio.WouldBlock, BackendUnavailable):
                 return watch.report(caller=caller)  # its gate is busy, or it can't be measured: that tells, too
             report = watch.report(caller=caller)
@@ -243,9 +313,9 @@ class BackendRegistry:
           LookupError: there is no such role, or it has no such backend.
           trio.WouldBlock: its gate is busy: a measurement would only measure that, and make somebody wait.
           BackendUnavailable: it failed, now or a moment ago.
-          RuntimeError: nobody watches.
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more.
         """
-        return await self._watches[self._one(role, backend).name].measure(self._watching())
+        return await self._watch_of(self._one(role, backend).name).measure()
 
     async def wait_healthy(self, role: str, *, backend: str | None = None) -> ModelAdapter:
         """Wait until a backend of this role (or this one) is known to be up, and return it. Always a checkpoint.
@@ -254,16 +324,25 @@ class BackendRegistry:
 
         Raises:
           LookupError: there is no such role, or it has no such backend.
-          RuntimeError: nobody watches.
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more.
         """
-        self._watching()
         wanted = self._of(role) if backend is None else (self._one(role, backend),)
         await trio.lowlevel.checkpoint()
         while True:
             for candidate in wanted:
-                if self._watches[candidate.name].health is Health.UP:
+                if self._watch_of(candidate.name).health is Health.UP:
                     return candidate
-            await self._changed.wait()
+            await self.wait_change()
+
+    async def wait_change(self) -> None:
+        """Wait until some backend goes up or down. Always a checkpoint.
+
+        Raises:
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more: nothing would ever change.
+        """
+        self._watching()
+        await self._changed.wait()
+        self._watching()
 
     # ---- choosing ----
 
@@ -279,21 +358,18 @@ class BackendRegistry:
           LookupError: there is no such role, or it has no such backend.
           ValueError: there is no such strategy.
           BackendUnavailable: all are down; ``retry_after`` is when the first of them is looked at again.
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more.
         """
-        ranked, there = self.rank(role, prefer=prefer, strategy=strategy)
+        ranked, there = self._rank(role, prefer=prefer, strategy=strategy)
         for name in ranked:
             if name in there:
                 return self._backends[name]
-        raise self.unavailable(role, ranked)
+        raise self._unavailable(role, ranked)
 
-    def rank(
+    def _rank(
         self, role: str, *, prefer: Sequence[str] = (), strategy: Strategy = "first"
     ) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The names of all backends of this role in the order in which they are to be asked, and who is not down.
-
-        Raises:
-          LookupError, ValueError, TypeError: as :meth:`choose`.
-        """
+        """The names of all backends of this role in the order in which they are to be asked, and who can be."""
         backends = self._of(role)
         if strategy not in ("first", "least_busy"):
             raise ValueError(f"strategy must be 'first' or 'least_busy', not {strategy!r}")
@@ -303,39 +379,31 @@ class BackendRegistry:
             self._one(role, name)
         candidates = []
         for backend in backends:
-            report = self._watches[backend.name].report()
+            watch = self._watch_of(backend.name)
             candidates.append(
                 Candidate(
                     name=backend.name,
-                    health=report.health,
-                    level=report.level,
-                    queue=report.own.in_flight + report.own.waiting,
+                    health=watch.health,
+                    level=watch.report().level,
+                    queue=watch.queue,
+                    paused=self._is_paused(backend.name),
                 )
             )
         return order(candidates, prefer, strategy), available(candidates)
 
-    def unavailable(self, role: str, names: Iterable[str]) -> BackendUnavailable:
-        """The error that says that these are down, and when it is worth trying again."""
-        watches = [self._watches[name] for name in names]
-        told = "; ".join(f"{watch.backend.name}: {watch.report().reason}" for watch in watches)
+    def _unavailable(self, role: str, names: Iterable[str]) -> BackendUnavailable:
+        """The error that says that these can't be asked, and when it is worth trying again."""
+        watches = [self._watch_of(name) for name in names]
+        told = []
+        for watch in watches:
+            name = watch.backend.name
+            reason = "its gate is paused: capacity 0" if self._is_paused(name) else watch.report().reason
+            told.append(f"{name}: {reason}")
         return BackendUnavailable(
-            f"no backend of role {role!r} can be asked now ({told})",
+            f"no backend of role {role!r} can be asked now ({'; '.join(told)})",
             backend=watches[0].backend.name if len(watches) == 1 else "",
             retry_after=min(watch.seconds_to_next_check() for watch in watches),
         )
-
-    def call_failed(self, name: str, reason: str, *, refused: bool) -> None:
-        """A call could not reach this backend: that tells as much as a look, and the next look is due now."""
-        self._watches[name].failed(reason, refused=refused)
-
-    async def wait_change(self) -> None:
-        """Wait until some backend goes up or down. Always a checkpoint.
-
-        Raises:
-          RuntimeError: nobody watches: nothing would ever change.
-        """
-        self._watching()
-        await self._changed.wait()
 
     # ---- calling ----
 
@@ -349,34 +417,62 @@ class BackendRegistry:
         on_unavailable: OnUnavailable = "next",
         max_wait: float | None = None,
         fallback: Callable[[Exception], Awaitable[T]] | None = None,
-        **options: Any,
+        priority: int | None = None,
+        hold_timeout: float | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Completion | T:
         """One answer of whichever backend of this role can give it. Always a checkpoint.
 
         Each is asked through the gate of its own endpoint. Whoever is asked and fails (can't be reached, refuses with
         429 or 5xx, has a full queue, takes too long for a sign of life, breaks off) has given nothing to the caller, so
         another one is asked. What another one would answer in the same way is raised: a request that the server finds
-        wrong (4xx), an ended ``hold_timeout``, a call that a newer one has superseded.
+        wrong (4xx), an ended ``hold_timeout``, a call that a newer one has superseded. A call that stands in the queue
+        of a backend which goes down leaves it.
 
         Args:
           role: the role.
-          messages: what :meth:`ModelAdapter.chat` takes, as are all ``options`` (``priority=``, ``model=``, ...).
+          messages, priority, hold_timeout, model, temperature, max_tokens, supersede, outer_deadline, extra: as for
+            :meth:`ModelAdapter.chat`.
           prefer, strategy: as for :meth:`choose`.
           on_unavailable: when the one that is to be asked first is down, can't be reached, or refuses. ``"next"``: the
-            next one is asked, and so on. ``"wait"``: it is waited for until it is up again. ``"defer"``:
+            next one is asked, and so on. ``"wait"``: it is waited for until it is up again, or has time. ``"defer"``:
             :class:`BackendUnavailable` is raised at once, with ``retry_after``, for work that can be done later.
           max_wait: seconds for all waiting together, for a backend to come up and in the queues of gates; None: as
             :func:`trio_mlxgate.use_options` or the endpoints' settings say for each queue, else no limit.
           fallback: an async function that is called with the error when nobody here answers, such as one that asks a
-            cloud service. No slot is held then. What it returns is returned.
+            cloud service; the log has a WARNING. No slot is held then. What it returns is returned.
 
         Raises:
           LookupError, TypeError, ValueError: an argument isn't as described.
           BackendUnavailable: all are down, or all that were asked failed; the last error is its ``__cause__``.
           BackendError, GateRefused: that of the one backend there is, or one that is no reason to ask another.
+          UnknownModel: no backend of the role has this model.
+          RuntimeError, trio.ClosedResourceError: nobody watches, or the registry was left meanwhile.
         """
-        plan = CallPlan(role=role, prefer=prefer, strategy=strategy, on_unavailable=on_unavailable, max_wait=max_wait)
-        return await call_role(self, plan, messages, options, fallback)
+        plan = CallPlan(
+            role=role,
+            messages=messages,
+            options={
+                "priority": priority,
+                "hold_timeout": hold_timeout,
+                "model": model,
+                "temperature": temperature,
+                "max_tokens": max_tokens,
+                "supersede": supersede,
+                "outer_deadline": outer_deadline,
+                "extra": extra,
+            },
+            prefer=prefer,
+            strategy=strategy,
+            on_unavailable=on_unavailable,
+            max_wait=max_wait,
+        )
+        return await call_role(self, plan, fallback)
 
     def stream(
         self,
@@ -387,7 +483,14 @@ class BackendRegistry:
         strategy: Strategy = "first",
         on_unavailable: OnUnavailable = "next",
         max_wait: float | None = None,
-        **options: Any,
+        priority: int | None = None,
+        hold_timeout: float | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> RoleStream:
         """A streamed answer: ``async with registry.stream(role, ...) as stream: async for delta in stream: ...``.
 
@@ -397,10 +500,29 @@ class BackendRegistry:
 
         Raises:
           LookupError, TypeError, ValueError: at once, an argument isn't as described.
+          UnknownModel: at once, no backend of the role has this model.
+          RuntimeError, trio.ClosedResourceError: nobody watches, or not any more.
         """
-        plan = CallPlan(role=role, prefer=prefer, strategy=strategy, on_unavailable=on_unavailable, max_wait=max_wait)
-        self.rank(role, prefer=prefer, strategy=strategy)
-        return RoleStream(self, plan, messages, options)
+        plan = CallPlan(
+            role=role,
+            messages=messages,
+            options={
+                "priority": priority,
+                "hold_timeout": hold_timeout,
+                "model": model,
+                "temperature": temperature,
+                "max_tokens": max_tokens,
+                "supersede": supersede,
+                "outer_deadline": outer_deadline,
+                "extra": extra,
+            },
+            prefer=prefer,
+            strategy=strategy,
+            on_unavailable=on_unavailable,
+            max_wait=max_wait,
+        )
+        plan.check(self)
+        return RoleStream(self, plan)
 
     # ---- inside ----
 
@@ -411,7 +533,7 @@ class BackendRegistry:
 
     def _one(self, role: str, backend: str | None) -> ModelAdapter:
         if backend is None:
-            ranked, there = self.rank(role)
+            ranked, there = self._rank(role)
             return self._backends[next((name for name in ranked if name in there), ranked[0])]
         for candidate in self._of(role):
             if candidate.name == backend:
@@ -435,5 +557,7 @@ def _checked_roles(roles: object) -> dict[str, tuple[Any, ...]]:
         for backend in listed:
             if isinstance(backend, type | str) or not callable(getattr(backend, "read", None)):
                 raise TypeError(f"role {role!r} must list backends such as ModelAdapter(...), not {backend!r}")
+        if len({id(backend) for backend in listed}) < len(listed):
+            raise ValueError(f"role {role!r} lists a backend twice: leave one of them out")
         checked[role] = listed
     return checked

@@ -13,7 +13,10 @@ from trio_mlxgate.errors import (
     BackendError,
     BackendRefused,
     GateRefused,
+    MalformedAnswer,
     Superseded,
+    UnknownModel,
+    WaitTooLong,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +38,8 @@ _RANKS: Final = {
     LoadLevel.DOWN: 5,
 }
 
-TOO_MANY_REQUESTS: Final = 429
-SERVER_ERRORS: Final = 500
+_LATER: Final = frozenset({408, 429})
+"""Statuses of a request that is well, and came at the wrong time."""
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +56,10 @@ class Candidate:
     """How busy it is."""
 
     queue: int = 0
-    """How many requests of ours are under way or wait at its gate."""
+    """How many requests of ours are under way there, at its gate or on their way to it."""
+
+    paused: bool = False
+    """Whether its gate lets nobody in: its capacity is 0."""
 
 
 def order(candidates: Sequence[Candidate], prefer: Sequence[str], strategy: Strategy) -> tuple[str, ...]:
@@ -71,26 +77,44 @@ def order(candidates: Sequence[Candidate], prefer: Sequence[str], strategy: Stra
     def key(candidate: Candidate) -> tuple[int, ...]:
         if strategy == "first":
             return preference(candidate)
-        rank = _RANKS[LoadLevel.DOWN if candidate.health is Health.DOWN else candidate.level]
+        out = candidate.health is Health.DOWN or candidate.paused
+        rank = _RANKS[LoadLevel.DOWN if out else candidate.level]
         return rank, candidate.queue, *preference(candidate)
 
     return tuple(candidate.name for candidate in sorted(candidates, key=key))
 
 
 def available(candidates: Iterable[Candidate]) -> frozenset[str]:
-    """Who may be asked: all that are not known to be down. Of whom nothing is known yet, a call is what tells."""
-    return frozenset(candidate.name for candidate in candidates if candidate.health is not Health.DOWN)
+    """Who may be asked: all that are not known to be down, and whose gates let somebody in.
+
+    Of whom nothing is known yet, a call is what tells.
+    """
+    return frozenset(
+        candidate.name for candidate in candidates if candidate.health is not Health.DOWN and not candidate.paused
+    )
 
 
 def may_ask_another(error: Exception, *, yielded: bool) -> bool:
     """Whether a call that failed with ``error`` is to be repeated at another server.
 
     Never once something of an answer was handed on. Not if the request itself is at fault (the server refused it with
-    a status of 4xx): another server would say the same. Not if its own time is over, which another would exceed as
-    well. Not if a newer call has replaced it.
+    a status of 4xx, but for those of haste and lateness): another server would say the same. Not if its own time is
+    over, which another would exceed as well. Not if a newer call has replaced it.
     """
     if yielded or isinstance(error, Superseded | AnswerTooSlow):
         return False
     if isinstance(error, BackendRefused):
-        return error.upstream_status == TOO_MANY_REQUESTS or error.upstream_status >= SERVER_ERRORS
+        return not 400 <= error.upstream_status < 500 or error.upstream_status in _LATER
     return isinstance(error, BackendError | GateRefused)
+
+
+def may_ask_the_cloud(error: Exception) -> bool:
+    """Whether a call that nobody here has answered may go to another service: not one that names a wrong model."""
+    return may_ask_another(error, yielded=False) and not isinstance(error, UnknownModel)
+
+
+def may_ask_again(error: Exception) -> bool:
+    """Whether the same server may answer the same call later: it can't be reached now, or says that it has no time."""
+    if isinstance(error, WaitTooLong | UnknownModel | MalformedAnswer):
+        return False  # all its time was spent on waiting, or it would fail in the same way again
+    return may_ask_another(error, yielded=False)

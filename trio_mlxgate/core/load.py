@@ -123,6 +123,12 @@ class LoadMonitor:
         self._inference, self._inference_at = seconds, now
         self._inference_trigger.step = self._inference_trigger.next_step(seconds, self._inference_thresholds())
 
+    def forget_inference(self) -> None:
+        """A measurement has failed: what was measured before it is true no more."""
+        self._inference = None
+        self._inference_at = -inf
+        self._inference_trigger.step = 0
+
     def observe_silence(self, reason: str, now: float) -> Transition | None:
         """A request of ours was taken, and got no token in time, or none after one.
 
@@ -163,6 +169,11 @@ class LoadMonitor:
     def reason(self) -> str:
         """Why it is not UP, or what is odd though it is; for people."""
         return self._reason
+
+    @property
+    def heeds_tokens(self) -> bool:
+        """Whether tokens are evidence now: not after a refused connection, until it answers again."""
+        return not self._refused
 
     @property
     def silent(self) -> bool:
