@@ -45,8 +45,8 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "threads": ("tests/gate/test_limiter.py", "tests/gate/test_from_thread.py"),
     "parents": ("tests/gate/test_waits_for_parent.py",),
     "asyncio": ANYIO_TESTS,
-    "load": ("tests/core/test_load_machine.py", "tests/core/test_load_day.py"),
-    "watch": ("tests/backends/test_a_day.py", "tests/backends/test_registry.py"),
+    "load": ("tests/core/test_load_machine.py", "tests/core/test_load_day.py", "tests/core/test_load.py"),
+    "watch": ("tests/backends/test_a_day.py", "tests/backends/test_registry.py", "tests/backends/test_calls.py"),
     "calls": ("tests/core/test_choosing.py", "tests/backends/test_calls.py"),
     "chat": ("tests/core/test_completions.py", "tests/backends/test_adapter_limits.py"),
 }
@@ -361,7 +361,9 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
             r"\1except ZeroDivisionError:\n            raise SystemExit from None\n",
         ),
     ),
-    "watch: it looks while tokens come": (Edit("backends/watch.py", r"< TOKENS_ARE_NEWS_FOR:", "< 0:"),),
+    "watch: it looks while tokens come": (
+        Edit("backends/watch.py", r"return fresh and token_at", "return False and token_at"),
+    ),
     "watch: who leaves ends the measurement of all": (
         Edit(
             "backends/flights.py",
@@ -375,14 +377,24 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
 """,
         ),
     ),
+    "watch: who queues at one that is down stays there": (
+        Edit("backends/watch.py", r"if not caller\.granted\(\):", "if False:"),
+    ),
+    "watch: a burst goes to one": (Edit("backends/watch.py", r", len\(self\._callers\)\)", ", 0)"),),
+    "watch: the clock of the last run is kept": (
+        Edit("backends/registry.py", r"self\._watches = \{\n", "self._watches = self._watches or {\n"),
+    ),
+    "load: a good health heals a silence": (
+        Edit("core/load.py", r"if reading\.health is Health\.UP and self\._silence:", "if False:"),
+    ),
     "calls: what was seen is repeated elsewhere": (
         Edit("core/choosing.py", r"if yielded or isinstance", "if isinstance"),
     ),
     "calls: a wrong request goes to everybody": (
-        Edit("core/choosing.py", r"return error\.upstream_status == [^\n]*", "return True"),
+        Edit("core/choosing.py", r"return not 400 <= error\.upstream_status[^\n]*", "return True"),
     ),
     "calls: the first delta is not waited for": (
-        Edit("backends/calls.py", r"self\._first = await anext\(opening\.stream, None\)", "self._first = None"),
+        Edit("backends/calls.py", r"self\._first = await anext\(stream, None\)", "self._first = None"),
     ),
     "calls: a stream that failed is left open": (Edit("backends/calls.py", r"if not self\.keep:", "if False:"),),
     "chat: an end is a success": (

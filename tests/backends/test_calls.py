@@ -327,3 +327,192 @@ async def test_bad_arguments(
             await registry.call("reasoner", "hi", **arguments)
         with pytest.raises(error):
             registry.stream("reasoner", "hi", **arguments)
+
+
+# ---- what a review found ----
+
+
+async def test_a_burst_is_spread_over_the_least_busy(autojump_clock: trio.testing.MockClock) -> None:
+    macbook, macmini = pair()
+    macbook.answer_takes = macmini.answer_takes = 0.25  # four steps of an answer: a second
+    async with registry_of(macbook, macmini) as registry, trio.open_nursery() as nursery:
+        await trio.sleep(1)
+        for _ in range(10):
+            nursery.start_soon(lambda: registry.call("reasoner", "hi", strategy="least_busy"))
+    assert (len(macbook.chats), len(macmini.chats)) == (5, 5)
+    assert trio.current_time() == 6
+
+
+async def test_who_queues_at_one_that_goes_down_is_sent_on_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    macbook, macmini = pair()
+    macbook.answer_takes = 100
+    async with registry_of(macbook, macmini) as registry:
+        await trio.sleep(1)
+        answers: list[tuple[str, float]] = []
+
+        async def ask() -> None:
+            answers.append((await registry.call("reasoner", "hi"), trio.current_time()))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(ask)
+            await trio.sleep(1)
+            assert macbook.gate.statistics().tasks_waiting == 3
+            macbook.reading = REFUSED
+            await registry.load("reasoner", backend="macbook", fresh=True)
+            await trio.sleep(1)
+            # Whoever has a slot keeps it: it is for the server to break that off.
+            assert answers == [("macmini: yes", 2)] * 3
+            macbook.answer_takes = 0
+    assert len(answers) == 4
+
+
+async def test_a_refused_call_is_down_at_once_though_tokens_came_a_moment_ago(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    macbook, macmini = pair()
+    async with registry_of(macbook, macmini) as registry:
+        await registry.call("reasoner", "hi")
+        await trio.sleep(2)
+        refused = BackendUnreachable("no connection: Connection refused")
+        refused.refused = True
+        macbook.answer, macbook.reading = refused, REFUSED
+        assert await registry.call("reasoner", "hi") == "macmini: yes"
+        assert registry.choose("reasoner").name == "macmini"
+        await trio.testing.wait_all_tasks_blocked()
+        assert macbook.looks == [0, 2]  # and its next look was due at once
+
+
+async def test_a_stuck_generation_beside_a_health_that_is_well_is_learnt(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    macbook, macmini = pair()
+    macbook.answer, macbook.measured = FirstTokenTooSlow("the server was silent for 60 s"), math.inf
+    async with registry_of(macbook, macmini) as registry:
+        await trio.sleep(1)
+        assert await registry.call("reasoner", "hi") == "macmini: yes"
+        report = await registry.load("reasoner", backend="macbook")
+        assert (report.level.value, report.reason) == ("unknown", "it may be stuck: the server was silent for 60 s")
+        await trio.sleep(31)  # one token was asked for, and did not come either
+        report = await registry.load("reasoner", backend="macbook")
+        assert report.level.value == "down"
+        await registry.call("reasoner", "hi")
+        assert len(macbook.chats) == 1
+        macbook.answer, macbook.measured = "yes", 0.2
+        with trio.fail_after(61):
+            await registry.wait_healthy("reasoner", backend="macbook")
+        assert await registry.call("reasoner", "hi") == "macbook: yes"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackendRefused("Loading model", upstream_status=503),
+        BackendRefused("slow down", upstream_status=429, retry_after=3),
+        FirstTokenTooSlow("silence"),
+        TruncatedAnswer("cut"),
+        QueueFull("full", retry_after=3),
+    ],
+    ids=lambda error: str(error),
+)
+async def test_waiting_is_for_one_that_refuses_too(error: Exception, autojump_clock: trio.testing.MockClock) -> None:
+    backend = PretendBackend("one", answer=error)
+
+    def recover() -> None:
+        if len(backend.chats) == 3:
+            backend.answer = "at last"
+
+    backend.on_chat = recover
+    async with registry_of(backend) as registry:
+        assert await registry.call("reasoner", "hi", on_unavailable="wait") == "one: at last"
+        again = getattr(error, "retry_after", None) or 0
+        assert [time for time, _ in backend.chats] == [0, max(1, again), max(1, again) + max(2, again)]
+
+
+async def test_waiting_ends_with_max_wait_and_says_so(autojump_clock: trio.testing.MockClock) -> None:
+    backend = PretendBackend("one", answer=BackendUnreachable("reset"))
+    async with registry_of(backend) as registry:
+        with pytest.raises(BackendUnavailable, match=r"waited for 2\.5 s \(max_wait\)") as caught:
+            await registry.call("reasoner", "hi", on_unavailable="wait", max_wait=2.5)
+        assert trio.current_time() == 2.5
+        assert isinstance(caught.value.__cause__, BackendUnreachable)
+
+
+async def test_a_model_that_nobody_has_is_a_mistake_and_no_outage(autojump_clock: trio.testing.MockClock) -> None:
+    macbook, macmini = pair()
+    macbook.unknown_model = macmini.unknown_model = "typo"
+    async with registry_of(macbook, macmini) as registry:
+        for policy in ("next", "defer", "wait"):
+            with pytest.raises(UnknownModel):
+                await registry.call("reasoner", "hi", model="typo", on_unavailable=policy, fallback=never)
+        with pytest.raises(UnknownModel):
+            registry.stream("reasoner", "hi", model="typo")
+        macmini.unknown_model = None
+        assert await registry.call("reasoner", "hi", model="typo") == "macmini: yes"
+
+
+async def test_a_paused_gate_swallows_nobody(autojump_clock: trio.testing.MockClock) -> None:
+    macbook, macmini = pair()
+    macbook.gate.capacity = 0
+    async with registry_of(macbook, macmini) as registry:
+        for strategy in ("first", "least_busy"):
+            assert await registry.call("reasoner", "hi", strategy=strategy) == "macmini: yes"
+        with pytest.raises(BackendUnavailable, match="capacity 0"):
+            await registry.call("reasoner", "hi", on_unavailable="defer")
+
+        async def raise_it() -> None:
+            await trio.sleep(10)
+            macbook.gate.capacity = 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raise_it)
+            assert await registry.call("reasoner", "hi", on_unavailable="wait") == "macbook: yes"
+        assert trio.current_time() == 10
+
+
+async def test_retry_after_is_that_of_the_queues_not_of_the_next_look(autojump_clock: trio.testing.MockClock) -> None:
+    macbook, macmini = pair()
+    macbook.answer, macmini.answer = QueueFull("full", retry_after=120), QueueFull("full", retry_after=90)
+    async with registry_of(macbook, macmini) as registry:
+        with pytest.raises(BackendUnavailable) as caught:
+            await registry.call("reasoner", "hi")
+    assert caught.value.retry_after == 90
+    assert str(caught.value).count("macbook") == 1
+
+
+async def test_a_deferred_call_names_the_one_that_failed(autojump_clock: trio.testing.MockClock) -> None:
+    macbook, macmini = pair()
+    macbook.answer = BackendRefused("macbook: no time", upstream_status=503, retry_after=4)
+    async with registry_of(macbook, macmini) as registry:
+        with pytest.raises(BackendUnavailable, match="no time") as caught:
+            await registry.call("reasoner", "hi", on_unavailable="defer", strategy="least_busy")
+    assert (caught.value.backend, caught.value.retry_after) == ("macbook", 4)
+
+
+async def test_going_elsewhere_is_told_in_the_log(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    macbook, macmini = pair()
+    macbook.answer = macmini.answer = TruncatedAnswer("cut")
+
+    async def cloud(error: Exception) -> str:
+        await trio.lowlevel.checkpoint()
+        return "from above"
+
+    async with registry_of(macbook, macmini) as registry:
+        assert await registry.call("reasoner", "hi", fallback=cloud) == "from above"
+        with pytest.raises(TypeError, match="fallback must be an async function"):
+            await registry.call("reasoner", "hi", fallback="cloud")
+        with pytest.raises(TypeError, match="returned 'text'"):
+            await registry.call("reasoner", "hi", fallback=lambda error: "text")
+    assert "backend 'macbook' gave no answer (cut); asking 'macmini'" in caplog.text
+    assert "asking the fallback" in caplog.text
+
+
+async def test_nobody_is_called_where_nobody_watches(autojump_clock: trio.testing.MockClock) -> None:
+    registry = registry_of(PretendBackend("one"))
+    for ask in (registry.choose, registry.is_healthy, lambda role: registry.stream(role, "hi")):
+        with pytest.raises(RuntimeError, match="nobody watches"):
+            ask("reasoner")
+    with pytest.raises(RuntimeError, match="nobody watches"):
+        await registry.call("reasoner", "hi")

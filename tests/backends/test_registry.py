@@ -11,10 +11,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.backends.pretend import REFUSED, UP, PretendBackend, busy
+from trio_mlxgate import Gate, RequestOptions, use_options
 from trio_mlxgate.backends import BackendRegistry, HealthChanged
 from trio_mlxgate.core.load import LoadLevel
 from trio_mlxgate.core.readings import Health, Reading
 from trio_mlxgate.errors import BackendUnavailable, FirstTokenTooSlow
+from trio_mlxgate.options import current_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -302,3 +304,202 @@ async def test_unknown_roles_and_names(autojump_clock: trio.testing.MockClock) -
         await wait_all_tasks_blocked()
         summary = registry.health_summary()
         assert summary["reasoner"]["one"].health is Health.UP
+
+
+# ---- what must not happen ----
+
+
+async def test_whoever_waits_is_told_when_the_registry_is_left(autojump_clock: trio.testing.MockClock) -> None:
+    registry = registry_of({"reasoner": PretendBackend("one", reading=REFUSED)})
+    ends: list[str] = []
+
+    async def wait(what: Any) -> None:
+        with pytest.raises(trio.ClosedResourceError, match="was left"):
+            await what()
+        ends.append("told")
+
+    async with trio.open_nursery() as nursery, registry:
+        await trio.sleep(1)
+        nursery.start_soon(wait, lambda: registry.wait_healthy("reasoner"))
+        nursery.start_soon(wait, registry.wait_change)
+        nursery.start_soon(wait, lambda: registry.call("reasoner", "hi", on_unavailable="wait"))
+        await trio.sleep(1)
+    assert ends == ["told"] * 3
+    assert trio.current_time() < 10
+
+
+def test_what_was_known_by_the_clock_of_another_run_is_forgotten() -> None:
+    backend = PretendBackend("one", measured=2.0)
+    registry = registry_of({"reasoner": backend})
+
+    async def first() -> None:
+        async with registry:
+            await trio.sleep(1000)
+            backend.last_token_at = trio.current_time()
+            await trio.sleep(100)
+            assert await registry.measure("reasoner") == 2.0
+
+    async def second() -> None:
+        backend.last_token_at = -math.inf  # as an adapter has it in a new run
+        backend.measured = 0.5
+        async with registry:
+            assert (await registry.load("reasoner")).level is LoadLevel.UNKNOWN
+            assert await registry.measure("reasoner") == 0.5
+            await trio.sleep(100)
+
+    trio.run(first, clock=trio.testing.MockClock(autojump_threshold=0))
+    backend.looks.clear()
+    trio.run(second, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert backend.looks == [0, 30, 60, 90]
+
+
+async def test_a_backend_that_is_broken_in_any_way_is_not_asked_without_a_pause(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = PretendBackend("one")
+
+    def broken(_: object) -> None:
+        asked.append(trio.current_time())
+        raise ZeroDivisionError
+
+    asked: list[float] = []
+    async with registry_of({"reasoner": backend}):
+        monkeypatch.setattr(PretendBackend, "own_work", property(broken))
+        await trio.sleep(100)
+        monkeypatch.undo()
+    assert 3 < len(asked) < 60
+
+
+async def test_tokens_after_a_refused_connection_keep_nobody_from_looking(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    backend = PretendBackend("one", reading=REFUSED)
+    async with registry_of({"reasoner": backend}) as registry:
+        await trio.sleep(1)
+        for _ in range(60):
+            backend.last_token_at = trio.current_time()
+            await trio.sleep(1)
+        assert 10 < len(backend.looks) < 20
+        backend.reading = UP
+        with trio.fail_after(6):
+            await registry.wait_healthy("reasoner")
+
+
+async def test_one_that_can_t_be_closed_keeps_no_other_open(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stubborn(PretendBackend):
+        async def aclose(self) -> None:
+            await super().aclose()
+            if self.name == "hangs":
+                await trio.sleep_forever()
+            raise OSError(f"{self.name} can't be closed")
+
+    async def use(error: Exception | None) -> None:
+        backends = [Stubborn("hangs"), Stubborn("fails"), PretendBackend("well")]
+        try:
+            async with registry_of({"reasoner": backends}):
+                await trio.lowlevel.checkpoint()
+                if error is not None:
+                    raise error
+        finally:
+            assert [backend.closings for backend in backends] == [1, 1, 1]
+
+    with pytest.raises(OSError, match="fails can't be closed"):
+        await use(None)
+    with pytest.raises(KeyError, match="mine"):
+        await use(KeyError("mine"))
+    assert trio.current_time() == 20
+
+
+async def test_between_two_steps_no_control_c_comes_in(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def protected(_: object) -> Gate:
+        seen.append(trio.lowlevel.currently_ki_protected())
+        return gate
+
+    gate = Gate(1, name="looked at")
+    async with registry_of({"reasoner": PretendBackend("one")}) as registry:
+        pass
+    monkeypatch.setattr(PretendBackend, "endpoint_gate", property(protected))
+    registry = registry_of({"reasoner": PretendBackend("one")})
+    async with registry:
+        assert seen == [True]
+        seen.clear()
+        backend: Any = registry.backend("one")
+        backend.on_chat = lambda: seen.append(trio.lowlevel.currently_ki_protected())
+        async with registry.stream("reasoner", "hi"):
+            assert seen[-1]
+    assert not trio.lowlevel.currently_ki_protected()
+
+
+async def test_a_measurement_has_nothing_of_who_asks_first(autojump_clock: trio.testing.MockClock) -> None:
+    options = []
+
+    class Spy(PretendBackend):
+        async def measure_inference_latency(self) -> float:
+            options.append(current_options())
+            return await super().measure_inference_latency()
+
+    async with registry_of({"reasoner": Spy("one")}) as registry:
+        with use_options(hold_timeout=0.1, priority=0):
+            assert await registry.measure("reasoner") == 0.3
+    assert options == [RequestOptions()]
+
+
+@pytest.mark.parametrize("measured", [TypeError("a mistake"), math.nan])
+async def test_a_measurement_that_is_none_is_reported_and_not_the_last(
+    measured: Any, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(PretendBackend):
+        async def measure_inference_latency(self) -> float:
+            await trio.lowlevel.checkpoint()
+            if isinstance(measured, Exception):
+                raise measured
+            return float(measured)
+
+    async with registry_of({"reasoner": Odd("one")}) as registry:
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match="could not be measured"):
+                await registry.measure("reasoner")
+            await trio.sleep(11)
+    assert caplog.text.count("could not be measured") == 2
+
+
+async def test_a_failed_measurement_voids_the_last(autojump_clock: trio.testing.MockClock) -> None:
+    backend = PretendBackend("one", measured=5.0)
+    async with registry_of({"reasoner": backend}) as registry:
+        await registry.measure("reasoner")
+        assert (await registry.load("reasoner")).level is LoadLevel.BUSY
+        await trio.sleep(31)
+        backend.measured = BackendUnavailable("gone")
+        with pytest.raises(BackendUnavailable):
+            await registry.measure("reasoner")
+        assert (await registry.load("reasoner")).inference_latency is None
+
+
+async def test_what_a_fresh_look_shows_moves_the_next_one(autojump_clock: trio.testing.MockClock) -> None:
+    backend = PretendBackend("one")
+    async with registry_of({"reasoner": backend}) as registry:
+        await trio.sleep(2)
+        backend.reading = REFUSED
+        await registry.load("reasoner", fresh=True)
+        await trio.sleep(5.5)
+        assert backend.looks == [0, 2, 7]
+
+
+async def test_one_whose_adapter_was_closed_elsewhere_is_down_and_not_asked(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared, other = PretendBackend("shared"), PretendBackend("other")
+    async with registry_of({"reasoner": [shared, other]}) as registry:
+        await trio.sleep(1)
+        async with registry_of({"reasoner": shared}):
+            pass
+        assert registry.choose("reasoner").name == "other"
+        await trio.sleep(60)
+        assert (await registry.load("reasoner", backend="shared")).reason == "its adapter was closed"
+    assert "Traceback" not in caplog.text

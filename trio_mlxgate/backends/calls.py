@@ -121,6 +121,8 @@ async def ask_around(registry: BackendRegistry, plan: CallPlan, ask: Callable[[C
         name = next((name for name in ranked if name in there and name not in failed), None)
         if plan.on_unavailable == "defer":
             for tried, error in failed.items():
+                if isinstance(error, UnknownModel):
+                    raise error
                 raise _deferred(registry, plan, tried, error) from error
             name = ranked[0] if ranked[0] in there else None
         if name is None:
