@@ -122,6 +122,7 @@ async def test_a_server_that_hangs_is_not_well_and_holds_up_no_other() -> None:
     assert len(rows) == 8
     assert {(row["health"], row["level"]) for row in rows} == {("unknown", "unknown")}
     assert "no answer in time" in rows[0]["reason"]
+    assert "in a row" not in rows[0]["reason"]
 
 
 @has_rich
@@ -192,6 +193,8 @@ async def test_on_a_terminal_it_is_live_until_interrupted() -> None:
         (["-c", "x.toml", "http://a"], "give either URLs, or a configuration file with -c FILE"),
         (["-c", "/no/such/file.toml"], "/no/such/file.toml: it can't be read: No such file or directory"),
         (["127.0.0.1:8080"], "'127.0.0.1:8080' is no base URL; give a base URL such as http://127.0.0.1:8080/v1"),
+        (["http://a/?key=s3cr3t-key"], "'http://a/' is no base URL; give a base URL"),
+        (["http:/me:s3cr3t-key@a"], "'a' is no base URL; give a base URL"),
         (["http://me:s3cr3t-key@a/v1"], "a URL holds a user or a password; leave it out"),
     ],
 )
@@ -232,12 +235,13 @@ def test_without_rich_it_says_what_to_install(capsys: pytest.CaptureFixture[str]
 # ---- rows ----
 
 
-def row(reading: Reading | None, **target: Any) -> Row:
+def row(reading: Reading | None, *, kind_found: str = "llama.cpp", once: bool = False, **target: Any) -> Row:
     monitor = LoadMonitor()
     if reading is not None:
         monitor.observe(reading, 10.0)
     fields = {"name": "mini", "url": "http://mini/v1", **target}
-    return Row(target=Target(**fields), kind=kind_named("llama.cpp"), reading=reading, report=monitor.report(11.0))
+    report = monitor.report(11.0)
+    return Row(target=Target(**fields), kind=kind_named(kind_found), reading=reading, report=report, once=once)
 
 
 def test_what_a_row_says() -> None:
@@ -258,6 +262,31 @@ def test_what_a_row_says() -> None:
     assert (loading.as_json()["health"], loading.as_json()["level"]) == ("down", "down")
     assert row(None).health is Health.UNKNOWN
     assert row(None).as_json()["latency"] is None
+
+
+def test_what_was_found_by_elimination_says_so() -> None:
+    answers = Reading(health=Health.UP, latency=0.01)
+    told = "answers, but as none of the kinds known here: is the URL right?"
+    assert row(answers, kind_found="openai").why.endswith(f"; {told}")
+    assert told not in row(answers, kind_found="openai", kind=kind_named("openai")).why  # who names it knows
+    assert told not in row(answers).why
+
+
+def test_one_look_is_no_count_of_failures() -> None:
+    hangs = Reading(health=Health.UNKNOWN, reason="no answer in time")
+    assert "failures in a row: 1" in row(hangs).why
+    assert row(hangs, once=True).why == "no answer in time"
+    assert row(Reading(health=Health.UNKNOWN), once=True).why == "no good answer"
+
+
+@pytest.mark.integration
+async def test_json_on_an_output_that_is_not_utf_8(tmp_path: Path) -> None:
+    async with inference_server() as server:
+        file = tmp_path / "mlxgate.toml"
+        file.write_text(f'[backends."맥미니"]\nurl = "{server.base_url}"\n', "utf-8")
+        status, out, error = await call("-c", str(file), "--json", PYTHONIOENCODING="ascii")
+    assert (status, error) == (0, "")
+    assert json.loads(out)["backends"][0]["name"] == "맥미니"
 
 
 @has_rich

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeAlias
 
+from trio_mlxgate.backends._settings import base_url_of, is_header
 from trio_mlxgate.backends.detecting import KINDS
 from trio_mlxgate.core.endpoints import Endpoint
 
@@ -44,6 +45,10 @@ def check_url(path: str, value: object) -> str:
         raise Misfit(f"{path}: expected {expected} without query, fragment or spaces")
     if value.rstrip("/").endswith(("/completions", "/models", "/responses")):
         raise Misfit(f"{path}: expected {expected}, got the URL of one call: give what stands before it")
+    try:
+        base_url_of(value)
+    except ValueError as error:
+        raise Misfit(f"{path}: expected {expected}: {error}") from None
     return value
 
 
@@ -90,12 +95,17 @@ def check_whole(least: int) -> Check:
 
 def check_headers(path: str, value: object) -> Mapping[str, str]:
     # Values are never shown: they may be secrets.
-    for name, text in check_table(path, value).items():
+    if not isinstance(value, dict):
+        raise Misfit(f'{path}: expected a table such as {{ X-Team = "assistants" }}; for a key there is api_key_env')
+    for name, text in value.items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
             raise Misfit(f"{path}.{key_in_path(name)}: expected the name of a header, of letters, digits and dashes")
-        if not isinstance(text, str) or not text.isascii() or not text.isprintable():
-            raise Misfit(f"{path}.{key_in_path(name)}: expected a string of printable ASCII characters")
-    return MappingProxyType(dict(check_table(path, value)))
+        if not isinstance(text, str) or not is_header(name, text):
+            raise Misfit(
+                f"{path}.{key_in_path(name)}: expected a string of printable ASCII characters, without blanks at its "
+                "ends"
+            )
+    return MappingProxyType(dict(value))
 
 
 def check_variable(path: str, value: object) -> str:

@@ -42,6 +42,7 @@ from trio_mlxgate._config_values import (
     nearest,
     shown,
 )
+from trio_mlxgate.backends._settings import is_header
 from trio_mlxgate.backends.adapter import ModelAdapter
 from trio_mlxgate.backends.detecting import kind_named
 from trio_mlxgate.backends.limits import ChatLimits
@@ -131,9 +132,10 @@ class BackendConfig:
             raise ConfigError(
                 f"{path}: the environment has no {self.api_key_env}; set it to the key, or drop this line"
             )
-        if not key.isascii() or not key.isprintable():
+        if not is_header("Authorization", key):
             raise ConfigError(
-                f"{path}: the environment's {self.api_key_env} has characters that no HTTP header may have"
+                f"{path}: the environment's {self.api_key_env} has characters that no HTTP header may have, or blanks "
+                "at its ends"
             )
         return {**self.headers, "Authorization": f"Bearer {key}"}
 

@@ -191,6 +191,15 @@ class BackendTooSlow(BackendError, trio.TooSlowError, TimeoutError):
     status: ClassVar[int] = 504
     code: ClassVar[str] = "backend_too_slow"
 
+    text: str
+    """What had come until then; empty before the first token."""
+
+    def __init__(
+        self, message: str = "", *, backend: str = "", retry_after: float | None = None, text: str = ""
+    ) -> None:
+        super().__init__(message, backend=backend, retry_after=retry_after)
+        self.text = text
+
 
 class ConnectTooSlow(BackendTooSlow):
     """No connection within :attr:`ChatLimits.connect`: the machine is off, or far too busy."""

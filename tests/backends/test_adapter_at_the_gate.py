@@ -114,6 +114,18 @@ async def test_adapters_of_one_endpoint_share_a_gate(autojump_clock: MockClock) 
     assert other.base_url == "http://MacMini.test:8080/v1"
 
 
+async def test_a_deadline_around_the_wait_may_be_what_is_meant(autojump_clock: MockClock) -> None:
+    model, _ = adapter(Answer(parts=good("x", every=1.0)))
+    with trio.move_on_after(10.0):
+        assert (await model.chat("hi", outer_deadline="allow")).text == "x"
+        async with model.stream("hi", outer_deadline="allow") as stream:
+            assert (await anext(stream)).text == "x"
+        with pytest.raises(RuntimeError, match="outer_deadline='allow'"):
+            await model.chat("hi", outer_deadline="raise")
+    with pytest.raises(ValueError, match="outer_deadline"):
+        model.stream("hi", outer_deadline="never")  # type: ignore[arg-type]
+
+
 # ---- measuring ----
 
 
@@ -157,6 +169,14 @@ async def test_a_measurement_that_fails_gives_the_slot_back(autojump_clock: Mock
     with pytest.raises(FirstTokenTooSlow):
         await model.measure_inference_latency()
     assert model.own_work == OwnWork()
+
+
+async def test_what_the_caller_wants_of_his_own_requests_is_nothing_to_a_measurement(autojump_clock: MockClock) -> None:
+    model, script = adapter(Answer(head_after=2.0, parts=good("x")))
+    with use_options(hold_timeout=0.5, max_wait=0.1, priority=Priority.FOREGROUND, abandoned="drain"):
+        assert await model.measure_inference_latency() == 2.0
+    options = script.requests[0].extensions["mlxgate"]
+    assert (options.priority, options.max_wait, options.hold_timeout) == (Priority.BACKGROUND, 0.0, 300.0)
 
 
 # ---- plain requests ----
@@ -213,42 +233,6 @@ async def test_a_server_that_answers_plainly_though_asked_for_a_stream(
     model, _ = adapter(Answer(headers=PLAIN, parts=parts))
     answer = await model.chat("hi")
     assert (answer.text, answer.first_token, answer.seconds) == ("hi", None, 1.0)
-
-
-# ---- the end ----
-
-
-async def test_closing_the_adapter_closes_what_is_open(autojump_clock: MockClock) -> None:
-    model, script = adapter(Answer(parts=good("a", "b", every=1.0)))
-    async with model.stream("hi") as stream:
-        assert (await anext(stream)).text == "a"
-        await model.aclose()
-        assert script.open == 0
-        assert model.own_work == OwnWork()
-        with pytest.raises(TruncatedAnswer) as caught:
-            await anext(stream)
-        assert caught.value.text == "a"
-    with pytest.raises(trio.ClosedResourceError, match="'mini' was closed"):
-        await model.chat("hi")
-    with pytest.raises(trio.ClosedResourceError):
-        await model.read()
-    await model.aclose()
-
-
-async def test_what_waits_for_its_slot_is_not_sent_after_the_close(autojump_clock: MockClock) -> None:
-    model, script = adapter(Answer(parts=good("a", every=10.0)))
-    async with trio.open_nursery() as nursery:
-
-        async def ask() -> None:
-            with pytest.raises(RuntimeError, match="closed while it waited"):
-                await model.chat("second")
-
-        async with model.stream("first"):
-            nursery.start_soon(ask)
-            await wait_all_tasks_blocked()
-            await model.aclose()
-    assert len(script.requests) == 1
-    assert model.own_work == OwnWork()
 
 
 def test_each_run_starts_clean() -> None:

@@ -180,6 +180,27 @@ async def test_two_tasks_can_not_read_at_once(autojump_clock: MockClock) -> None
             await anext(stream)
 
 
+async def test_two_tasks_that_read_in_the_same_step(autojump_clock: MockClock) -> None:
+    """The second is told so at once, and the first goes on."""
+    model, _ = adapter(Answer(parts=good("a", every=1.0)))
+    seen: list[object] = []
+    async with model.stream("hi") as stream:
+
+        async def read() -> None:
+            try:
+                seen.append((await anext(stream)).text)
+            except trio.BusyResourceError:
+                seen.append(trio.current_time())
+
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(read)
+        assert seen == [start, "a"]
+        assert [delta.text async for delta in stream] == [""]
+    assert stream.completion.text == "a"
+
+
 async def test_an_error_of_the_reader_is_his_and_closes_the_stream(autojump_clock: MockClock) -> None:
     model, script = adapter(STREAM)
 

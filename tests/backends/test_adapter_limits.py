@@ -87,12 +87,19 @@ async def test_silence_after_a_token(autojump_clock: MockClock) -> None:
     model, _ = adapter(Answer(parts=[(1.0, chunk("half")), (14.0, KEEPALIVE)], end_after=math.inf))
     error = await fails(model, TokenGapTooLong, 30.0)
     assert "15 s (limits.gap) after a token" in str(error)
+    assert isinstance(error, BackendTooSlow)
+    assert error.text == "half"
 
 
 async def test_the_whole(autojump_clock: MockClock) -> None:
     model, _ = adapter(Answer(parts=good(*"abcdefgh", every=10.0)), hold_timeout=35.0)
     error = await fails(model, AnswerTooSlow, 35.0)
     assert "35 s" in str(error)
+    assert isinstance(error, BackendTooSlow)
+    assert error.text == "abc"
+    too_early = await fails(model, AnswerTooSlow, 5.0, hold_timeout=5.0)
+    assert isinstance(too_early, BackendTooSlow)
+    assert too_early.text == ""
     await fails(model, AnswerTooSlow, 25.0, hold_timeout=25.0)
     with use_options(hold_timeout=15.0):
         await fails(model, AnswerTooSlow, 15.0)
@@ -224,7 +231,7 @@ async def test_no_more_than_three_times(autojump_clock: MockClock) -> None:
     model, script = adapter(Answer(broken=httpx.ReadError("reset")))
     error = await fails(model, BackendUnreachable, 0.35)
     assert len(script.requests) == 4
-    assert "4 times" in str(error)
+    assert "came (sent 4 times): " in str(error)
     assert script.most_open == 1
 
 

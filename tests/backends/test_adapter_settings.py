@@ -6,12 +6,23 @@ import math
 import traceback
 from typing import Any
 
+import h11
 import httpx
 import pytest
 import trio
+import trio.testing
+from hypothesis import given, strategies as st
 
-from tests.backends.scripted_server import Answer, ScriptedTransport, good
-from trio_mlxgate import BackendRefused, EndpointGates, Gate, UnknownEndpoint, UnknownModel
+from tests.backends.scripted_server import Answer, ScriptedTransport, chunk, good
+from trio_mlxgate import (
+    BackendRefused,
+    BackendUnreachable,
+    EndpointGates,
+    Gate,
+    TruncatedAnswer,
+    UnknownEndpoint,
+    UnknownModel,
+)
 from trio_mlxgate.backends import ChatLimits, ModelAdapter
 from trio_mlxgate.backends.kinds.base import ServerKind
 
@@ -45,6 +56,11 @@ def test_the_name_is_by_default_host_and_port() -> None:
         ({"base_url": "ws://h:1"}, ValueError, "must be http or https"),
         ({"base_url": "http://user:pass@h:1/v1"}, ValueError, "'Authorization' in headers"),
         ({"base_url": "http://h:1/v1?key=1"}, ValueError, "query"),
+        ({"base_url": "http://h:1/\x7f"}, ValueError, "control character"),
+        ({"base_url": "http://xn--a:80"}, ValueError, "can't be asked"),
+        ({"base_url": f"http://{'a' * 64}:80"}, ValueError, "more than 63"),
+        ({"base_url": f"http://a.{'b' * 64}.local./v1"}, ValueError, "more than 63"),
+        ({"base_url": f"http://h:1/{'a' * 65510}"}, ValueError, "can't be asked"),
         ({"name": ""}, ValueError, "name must not be empty"),
         ({"name": None}, TypeError, "name must be a string"),
         ({"model": ""}, ValueError, "model must not be empty"),
@@ -58,6 +74,10 @@ def test_the_name_is_by_default_host_and_port() -> None:
         ({"max_tokens": 0}, ValueError, "max_tokens must be >= 1"),
         ({"headers": {"X": "a\nb"}}, ValueError, "newline"),
         ({"headers": {"X": "a\r"}}, ValueError, "newline"),
+        ({"headers": {"X-Note": "a\tb"}}, ValueError, "tabs"),
+        ({"headers": {"X": " a"}}, ValueError, "blanks"),
+        ({"headers": {"X": "a\x7f"}}, ValueError, "control"),
+        ({"headers": {b"X": b"\xe9"}}, ValueError, "ASCII"),
         ({"headers": {"X Y": "a"}}, ValueError, "'X Y'"),
         ({"headers": {"X": 1}}, TypeError, "headers must be a mapping"),
         ({"headers": {"X": "열쇠"}}, TypeError, "ASCII"),
@@ -78,6 +98,59 @@ def test_settings_that_are_none(settings: Any, error: type[Exception], said: str
     with pytest.raises(error, match=said) as caught:
         ModelAdapter(**{"base_url": URL, **settings})
     assert "pass" not in str(caught.value).replace("password", "")
+
+
+SAFE = st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=12)
+
+
+@given(path=SAFE, host=st.sampled_from(["h", "[::1]", "a" * 63, "1.2.3.4"]) | SAFE, name=SAFE, value=SAFE)
+def test_what_the_constructor_takes_never_fails_later(path: str, host: str, name: str, value: str) -> None:
+    """No setting that lies in wait for the first request, or for the end."""
+    try:
+        model = ModelAdapter(base_url=f"http://{host}:1/{path}", headers={name: value}, transport=Refusing())
+    except (TypeError, ValueError):
+        return
+
+    async def main() -> None:
+        assert (await model.read()).refused
+        with pytest.raises(BackendUnreachable):
+            await model.chat("hi")
+        await model.aclose()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class Refusing(httpx.AsyncBaseTransport):
+    """Nothing listens, but what HTTP/1.1 can't say is found out first, as a real one does."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        assert request.url.raw_host.decode("ascii").encode("idna")
+        raise httpx.ConnectError("refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "refused"),
+    [
+        (UnicodeError("label too long"), "the host's name leads nowhere: label too long", True),
+        (ConnectionRefusedError(111, "Connection refused"), "no connection: Connection refused", True),
+        (ConnectionResetError("reset"), r"broke before an answer came \(sent 4 times\): reset", False),
+        (OSError(24, "Too many open files"), "it could not be asked: Too many open files", False),
+        (ValueError("no such port"), "it could not be asked: no such port", False),
+    ],
+)
+async def test_errors_of_the_system_are_those_of_a_server_that_can_not_be_reached(
+    autojump_clock: trio.testing.MockClock, error: Exception, said: str, refused: bool
+) -> None:
+    model = ModelAdapter(base_url=URL, transport=ScriptedTransport([Answer(broken=error)]))
+    with pytest.raises(BackendUnreachable, match=said) as caught:
+        await model.chat("hi")
+    assert caught.value.refused is refused
+    model = ModelAdapter(base_url=URL, transport=ScriptedTransport([Answer(parts=[(0.0, chunk("a"))], end=error)]))
+    with pytest.raises(TruncatedAnswer) as cut:
+        await model.chat("hi")
+    assert cut.value.text == "a"
 
 
 @pytest.mark.parametrize("name", ["connect", "first_token", "gap"])
@@ -209,7 +282,7 @@ async def test_headers_are_sent_and_never_shown() -> None:
     assert "bad key ***" in error.upstream_message
     for text in shown:
         assert SECRET not in text
-    with pytest.raises(ValueError, match="newline") as bad:
+    with pytest.raises(ValueError, match="newlines") as bad:
         ModelAdapter(base_url=URL, headers={"Authorization": f"{SECRET}\n"})
     with pytest.raises(TypeError) as worse:
         ModelAdapter(base_url=URL, headers={"Authorization": f"{SECRET}키"})

@@ -153,7 +153,7 @@ async def test_what_breaks_before_an_answer_is_tried_again(gate: Gate, breaks: H
 async def test_what_breaks_again_and_again_is_unreachable(gate: Gate, breaks: Handler) -> None:
     error, server = await ask(gate, breaks)
     assert type(error) is BackendUnreachable
-    assert "4 times" in str(error)
+    assert "(sent 4 times)" in str(error)
     assert len(server.requests) == 4
 
 

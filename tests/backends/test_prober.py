@@ -401,7 +401,10 @@ def test_bad_arguments() -> None:
     for timeout in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="timeout must be"):
             Prober("http://x", timeout=timeout)
-    for value in ("schlüssel", "a\r\nb: c"):
+    with pytest.raises(ValueError, match="is no base URL") as told:
+        Prober("http://h/?key=s3cr3t")
+    assert "s3cr3t" not in str(told.value)
+    for value in ("schlüssel", "a\r\nb: c", "a\tb", " xyz "):
         with pytest.raises(ValueError, match=r"the header 'Authorization' must") as caught:
             Prober("http://x", headers={"Authorization": value})
         assert value not in str(caught.value)

@@ -50,23 +50,23 @@ class Failures:
     hold_timeout: float = math.inf
     """Seconds that it may take in all."""
 
-    def too_silent(self, silence: float, *, begun: bool) -> BackendTooSlow:
+    def too_silent(self, silence: float, *, begun: bool, text: str) -> BackendTooSlow:
         """The server gave no sign for so many seconds, after a token or before the first."""
         if trio.current_time() >= self.wire.granted_at + self.hold_timeout:
-            return self._answer_too_slow()  # both at once: the limit of the whole goes before that of a part
+            return self._answer_too_slow(text)  # both at once: the limit of the whole goes before that of a part
         if begun:
-            return TokenGapTooLong(f"the server was silent for {silence:g} s (limits.gap) after a token")
+            return TokenGapTooLong(f"the server was silent for {silence:g} s (limits.gap) after a token", text=text)
         return FirstTokenTooSlow(f"the server was silent for {silence:g} s (limits.first_token) before its first token")
 
     def told(self, error: Exception, *, silence: float, begun: bool, text: str) -> BackendError:
         """What an error of the transport means: with the silence that was allowed, and what had come."""
         said = str(error) or type(error).__name__
         if isinstance(error, HoldTimeout):
-            return self._answer_too_slow()
+            return self._answer_too_slow(text)
         if isinstance(error, httpx.ConnectTimeout):
             return ConnectTooSlow(f"no connection within {self.limits.connect:g} s (limits.connect)")
         if isinstance(error, httpx.TimeoutException):
-            return self.too_silent(silence, begun=begun)
+            return self.too_silent(silence, begun=begun, text=text)
         if self.wire.answered:
             return TruncatedAnswer(f"the connection broke in the middle of the answer: {said}", text=text)
         if is_garbage(error):
@@ -76,7 +76,7 @@ class Failures:
             unreachable = BackendUnreachable(reason.text)
             unreachable.refused = reason.why == "refused"
             return unreachable
-        times = f", {1 + self.wire.repeats} times" if self.wire.repeats else ""
+        times = f" (sent {1 + self.wire.repeats} times)" if self.wire.repeats else ""
         return BackendUnreachable(f"the connection broke before an answer came{times}: {said}")
 
     def named(self, error: BackendError) -> BackendError:
@@ -87,5 +87,5 @@ class Failures:
             error.upstream_message = self.hide(error.upstream_message)
         return error
 
-    def _answer_too_slow(self) -> AnswerTooSlow:
-        return AnswerTooSlow(f"the answer did not end within hold_timeout, {self.hold_timeout:g} s")
+    def _answer_too_slow(self, text: str) -> AnswerTooSlow:
+        return AnswerTooSlow(f"the answer did not end within hold_timeout, {self.hold_timeout:g} s", text=text)

@@ -37,6 +37,8 @@ def no_reply_of(error: Exception, seconds: float) -> NoReply:
         reasons = ", ".join(map(os.strerror, numbers))
         if _OUR_SHORTAGE.intersection(numbers):
             return NoReply(why="broken", text=f"it could not be asked: {reasons}", seconds=seconds)
+        if any(isinstance(cause, ValueError) for cause in causes):
+            return NoReply(why="broken", text=f"it could not be asked: {text}", seconds=seconds)
         return NoReply(why="refused", text=f"no connection: {reasons or text}", seconds=seconds)
     return NoReply(why="broken", text=text, seconds=seconds)
 

@@ -20,8 +20,37 @@ _OURS: Final = frozenset(
 )
 """Headers that say what the adapter does, and so are not to be given."""
 
-_HEADER_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HEADER_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# Neither a tab nor a blank at an end: what one library sends another refuses.
+_HEADER_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?")
+_LONGEST_LABEL: Final = 63
+
+
+def http_url(given: str) -> httpx.URL:
+    """The URL as httpx has it, if it can be asked. Raises ValueError, which says what is wrong with it."""
+    if not given.isprintable():
+        raise ValueError("it has a control character, or another that can't be seen: leave it out")
+    try:
+        url = httpx.URL(given)
+        # What follows is done for each request, and fails there else: an "xn--..." is read, and looked up.
+        labels = url.host and url.raw_host.decode("ascii").removesuffix(".").split(".")
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ValueError(str(error)) from None
+    if url.scheme not in ("http", "https") or not labels:
+        raise ValueError("it has no host, or a scheme other than http and https")
+    if any(len(label) > _LONGEST_LABEL for label in labels):
+        raise ValueError(f"a part of its host has more than {_LONGEST_LABEL} characters")
+    return url
+
+
+def is_header(name: object, value: object) -> bool:
+    """Whether HTTP can send it."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and _HEADER_NAME.fullmatch(name) is not None
+        and _HEADER_VALUE.fullmatch(value) is not None
+    )
 
 
 def base_url_of(given: str) -> str:
@@ -38,7 +67,12 @@ def base_url_of(given: str) -> str:
     if url.endswith(("/completions", "/models", "/responses")):
         raise ValueError(f"base_url is {told}, the URL of one call: give what stands before it, which ends with /v1")
     # As OpenAI's SDK takes it; who names the server alone means its API.
-    return url + "/v1" if "/" not in url.partition("://")[2] else url
+    url += "" if "/" in url.partition("://")[2] else "/v1"
+    try:
+        http_url(f"{url}/chat/completions")
+    except ValueError as error:
+        raise ValueError(f"base_url is {told}, which can't be asked: {error}") from None
+    return url
 
 
 def headers_of(given: Mapping[str, str]) -> httpx.Headers:
@@ -47,14 +81,17 @@ def headers_of(given: Mapping[str, str]) -> httpx.Headers:
         headers = httpx.Headers(given)
     except (TypeError, ValueError, AttributeError):
         raise TypeError("headers must be a mapping of names to values, each a string in ASCII") from None
-    for name, value in headers.raw:
-        text = name.decode("latin-1")
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"the name of a header is {text!r}: it has letters, digits and dashes")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"the value of the header {text!r} has a newline or a control character: leave it out")
-        if text.lower() in _OURS:
-            raise ValueError(f"the header {text!r} is the adapter's to set: leave it out")
+    for raw_name, raw_value in headers.raw:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if not is_header(name, ""):
+            raise ValueError(f"the name of a header is {name!r}: it has letters, digits and dashes")
+        if not is_header(name, value):
+            raise ValueError(
+                f"the value of the header {name!r} must be printable ASCII: leave out newlines, tabs and other control "
+                "characters, and blanks at its ends"
+            )
+        if name.lower() in _OURS:
+            raise ValueError(f"the header {name!r} is the adapter's to set: leave it out")
     return headers
 
 

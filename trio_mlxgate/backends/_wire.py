@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
 import h11
 import httpx
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CALL: Final = "trio_mlxgate.call"
 """The key of the :class:`WireCall` in a request's extensions."""
@@ -65,7 +68,8 @@ class WireTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send it, and return the response once its head is there. A checkpoint, as the inner transport is.
 
-        Raises, beside what the inner transport does, ReadTimeout: the server was silent for too long.
+        Raises, beside what the inner transport does, ReadTimeout: the server was silent for too long. OSErrors and
+        ValueErrors of the inner transport come as httpx's.
         """
         call: WireCall = request.extensions[CALL]
         call.granted_at = trio.current_time()
@@ -73,7 +77,8 @@ class WireTransport(httpx.AsyncBaseTransport):
         last_start = math.inf
         while True:
             try:
-                response = await self._send(request, call)
+                with _in_httpx_words(httpx.ConnectError):
+                    response = await self._send(request, call)
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
                 now = trio.current_time()
                 last_start = min(last_start, now + self._connect)
@@ -125,6 +130,17 @@ class WireTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
+@contextlib.contextmanager
+def _in_httpx_words(kind: type[httpx.NetworkError]) -> Iterator[None]:
+    """What transports let through of the system below them, and of names that can't be encoded, is of this kind."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
+            kind = httpx.ReadError  # it was there, and broke
+        raise kind(str(error) or type(error).__name__) from error
+
+
 class WireBody(httpx.AsyncByteStream):
     """The body of a response, which leaves nothing to the collector when it is closed before its end.
 
@@ -146,7 +162,8 @@ class WireBody(httpx.AsyncByteStream):
             self._parts = aiter(self._inner)
         self._reading = True
         try:
-            part: bytes = await anext(self._parts)
+            with _in_httpx_words(httpx.ReadError):
+                part: bytes = await anext(self._parts)
         except BaseException:
             self._parts = _NOTHING_MORE
             raise

@@ -10,9 +10,11 @@ import attrs
 import httpx
 import trio
 
+from trio_mlxgate.backends._chat_call import ChatCall
+from trio_mlxgate.backends._line import Line, current_run
 from trio_mlxgate.backends._settings import base_url_of, headers_of, instance_of, kind_of, names_of, optional, text
 from trio_mlxgate.backends._wire import WireTransport
-from trio_mlxgate.backends.chat_stream import ChatCall, ChatStream
+from trio_mlxgate.backends.chat_stream import ChatStream
 from trio_mlxgate.backends.gates import current_endpoint_gates
 from trio_mlxgate.backends.limits import ChatLimits
 from trio_mlxgate.backends.prober import Prober
@@ -35,20 +37,10 @@ if TYPE_CHECKING:
     from trio_mlxgate.core.chat_requests import Messages
     from trio_mlxgate.core.completions import Completion
     from trio_mlxgate.core.readings import Reading, Status
+    from trio_mlxgate.outer_deadline import OuterDeadline
 
 _SHORTEST_SECRET: Final = 6
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-@attrs.define(eq=False)
-class _Line:
-    """What an adapter has in one run."""
-
-    run: trio.lowlevel.TrioToken
-    gated: GateTransport
-    prober: Prober
-    last_token_at: float = -math.inf
-    closed: bool = False
 
 
 @attrs.define(eq=False, kw_only=True, repr=False, on_setattr=attrs.setters.frozen)
@@ -60,6 +52,8 @@ class ModelAdapter:
         async with ModelAdapter(base_url="http://macmini.local:8080/v1", model="mlx-community/Qwen3-8B-4bit") as model:
             answer = await model.chat("Say hello.", priority=Priority.FOREGROUND)
             print(answer.text)
+
+    A key goes into ``headers={"Authorization": "Bearer ..."}``; there is no ``api_key``. For trio alone.
 
     It always asks the server for a stream, and puts plain answers together itself: so a caller who leaves frees the
     server, and a server that hangs is noticed. An answer is one if its ``finish_reason`` has come, whatever HTTP says.
@@ -117,7 +111,7 @@ class ModelAdapter:
     )
     """What sends the requests, under the gate; for tests. None: one that is made in each run."""
 
-    _current: _Line | None = attrs.field(default=None, init=False, on_setattr=attrs.setters.NO_OP)
+    _current: Line | None = attrs.field(default=None, init=False, on_setattr=attrs.setters.NO_OP)
 
     def __attrs_post_init__(self) -> None:
         if check_seconds("hold_timeout", self.hold_timeout) == 0:
@@ -142,6 +136,7 @@ class ModelAdapter:
         temperature: float | None = None,
         max_tokens: int | None = None,
         supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
         extra: Mapping[str, Any] = _NOTHING,
     ) -> ChatStream:
         """An answer that is read piece by piece: to be used once, in ``async with``. Nothing is done before.
@@ -156,6 +151,8 @@ class ModelAdapter:
           temperature: None: as the adapter says.
           max_tokens: None: as the adapter says.
           supersede: a key; the request takes the place of the waiter that has the same.
+          outer_deadline: what is done about a deadline around the wait, ``"warn"``, ``"raise"`` or ``"allow"``; None:
+            as ``use_options`` or the gate says.
           extra: further fields of the request. With ``logprobs`` or ``top_logprobs``, which servers only give in plain
             answers, the answer comes in one piece, and keeps its slot until it is there even if its reader leaves.
 
@@ -169,11 +166,18 @@ class ModelAdapter:
         :class:`~trio_mlxgate.Superseded`; nothing was sent. BackendUnreachable: there is no connection, or it broke
         before an answer. BackendRefused: the server answered with an error. MalformedAnswer, TruncatedAnswer: what came
         is no answer, or not all of it. ConnectTooSlow, FirstTokenTooSlow, TokenGapTooLong, AnswerTooSlow: a limit
-        ended; if several did at once, that of the whole goes first. trio.ClosedResourceError: the adapter was closed.
+        ended; if several did at once, that of the whole goes first. trio.ClosedResourceError: the adapter was closed,
+        before or meanwhile. RuntimeError: this is no trio run.
         """
         return self._ask(
             messages,
-            RequestOptions(priority=priority, max_wait=max_wait, hold_timeout=hold_timeout, supersede=supersede),
+            RequestOptions(
+                priority=priority,
+                max_wait=max_wait,
+                hold_timeout=hold_timeout,
+                supersede=supersede,
+                outer_deadline=outer_deadline,
+            ),
             system_prompt=self.system_prompt,
             model=self._model_for(model),
             temperature=self.temperature if temperature is None else temperature,
@@ -202,7 +206,7 @@ class ModelAdapter:
                 limits=self.limits,
                 options=options,
                 hold_timeout=self.hold_timeout,
-                transport=self._transport,
+                line=self._line,
                 on_token=self._saw_token,
                 hide=self._hide,
             )
@@ -219,12 +223,14 @@ class ModelAdapter:
         temperature: float | None = None,
         max_tokens: int | None = None,
         supersede: Hashable | None = None,
+        outer_deadline: OuterDeadline | None = None,
         extra: Mapping[str, Any] = _NOTHING,
     ) -> Completion:
         """The whole answer. Always a checkpoint; if it is cancelled the connection is closed and the slot given back.
 
         Arguments and errors are those of :meth:`stream`.
         """
+        current_run()
         await trio.lowlevel.checkpoint()
         stream = self.stream(
             messages,
@@ -235,6 +241,7 @@ class ModelAdapter:
             temperature=temperature,
             max_tokens=max_tokens,
             supersede=supersede,
+            outer_deadline=outer_deadline,
             extra=extra,
         )
         return await _read_all(stream)
@@ -243,19 +250,22 @@ class ModelAdapter:
         """Ask for one token, and return how many seconds it took from the grant of the slot. Always a checkpoint.
 
         In a background slot, and only if nobody is at the gate: it never queues, and shares the server with nobody of
-        ours. It costs the server a real inference.
+        ours. It costs the server a real inference. :func:`trio_mlxgate.use_options` around it means nothing to it.
 
         Raises:
           trio.WouldBlock: somebody has a slot or waits for one, or there is none.
           BackendError: as for :meth:`stream`.
         """
+        current_run()
         await trio.lowlevel.checkpoint()
         gate = self.endpoint_gate
         now = gate.statistics()
         if now.in_flight or now.tasks_waiting:
             raise trio.WouldBlock(f"the gate of {self.name!r} is busy, and so would measure itself")
+        # What the task that happens to measure has around it is meant for its own requests.
+        options = RequestOptions(priority=Priority.BACKGROUND, max_wait=0.0, hold_timeout=self.hold_timeout)
         with gate.slot_nowait(Priority.BACKGROUND):
-            answer = await _read_all(self._ask("hi", RequestOptions(), system_prompt=None, max_tokens=1))
+            answer = await _read_all(self._ask("hi", options, system_prompt=None, max_tokens=1))
         return answer.seconds if answer.first_token is None else answer.first_token
 
     # ---- looking ----
@@ -264,8 +274,13 @@ class ModelAdapter:
         """Look at the server, without an inference and without a slot. Always a checkpoint; see :meth:`Prober.read`.
 
         Raises nothing for whatever the server does.
+
+        Raises:
+          trio.ClosedResourceError: the adapter was closed, before or meanwhile.
         """
-        return await self._line().prober.read()
+        line = self._line()
+        with line.use():
+            return await line.prober.read()
 
     async def health_check(self) -> bool:
         """Whether the server says that it is well. Always a checkpoint. Raises nothing for whatever it does."""
@@ -305,10 +320,21 @@ class ModelAdapter:
         line = self._current
         return line.last_token_at if line is not None and _in_run(line.run) else -math.inf
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed in this run, and so can't be used in it any more."""
+        line = self._current
+        return line is not None and _in_run(line.run) and line.closed
+
     # ---- the end ----
 
     async def __aenter__(self) -> Self:
-        """Nothing but a checkpoint."""
+        """Nothing but a checkpoint.
+
+        Raises:
+          RuntimeError: this is no trio run.
+        """
+        current_run()
         await trio.lowlevel.checkpoint()
         return self
 
@@ -322,16 +348,13 @@ class ModelAdapter:
         await self.aclose()  # noqa: ASYNC102 - what it waits for shields itself and has an end of its own
 
     async def aclose(self) -> None:
-        """Close all connections, those of open streams too, whose slots are given back. Always a checkpoint.
+        """End all requests, and close all connections, those of open streams too. Always a checkpoint.
 
-        In this run it can't be used again.
+        Whoever waits in another task, for a slot or for the server, gets trio.ClosedResourceError at once, and so does
+        whoever goes on with a stream. All slots are given back then, but for those of plain requests (``logprobs``), on
+        which the server still works. In this run the adapter is not to be used again: make a new one.
         """
-        line = self._line(closed_too=True)
-        line.closed = True
-        try:
-            await line.gated.aclose()
-        finally:
-            await line.prober.aclose()  # noqa: ASYNC102 - it has an end of its own
+        await self._line(closed_too=True).aclose()
 
     # ---- inside ----
 
@@ -350,23 +373,20 @@ class ModelAdapter:
     def _keeps_connections(self) -> bool:
         return self.base_url.startswith("https:") if self.kind is None else self.kind.keeps_connections
 
-    def _transport(self) -> GateTransport:
-        return self._line().gated
-
-    def _line(self, *, closed_too: bool = False) -> _Line:
-        run = trio.lowlevel.current_trio_token()
+    def _line(self, *, closed_too: bool = False) -> Line:
+        run = current_run()
         line = self._current
         if line is None or line.run is not run:
             line = self._current = self._new_line(run)
         if line.closed and not closed_too:
-            raise trio.ClosedResourceError(f"the adapter {self.name!r} was closed")
+            raise line.refusal()
         return line
 
-    def _new_line(self, run: trio.lowlevel.TrioToken) -> _Line:
+    def _new_line(self, run: trio.lowlevel.TrioToken) -> Line:
         wire = WireTransport(self.transport or self._sockets(), connect=self.limits.connect)
         gates = current_endpoint_gates() if self.gate is None else self.gate
         prober = Prober(self.base_url, headers=self.headers, kind=self.kind, transport=self.transport)
-        return _Line(run, GateTransport(gates, wire), prober)
+        return Line(self.name, run, GateTransport(gates, wire), prober)
 
     def _sockets(self) -> httpx.AsyncHTTPTransport:
         # No bound of its own: the gate's is the bound, and a request that has its slot waits for nothing more.

@@ -18,15 +18,15 @@ from trio_mlxgate.core.completions import CompletionAssembly, Delta, refusal_of
 from trio_mlxgate.core.event_stream import EventStreamParser
 from trio_mlxgate.errors import BackendError, BackendRefused, GateRefused, MalformedAnswer, TruncatedAnswer
 from trio_mlxgate.httpx import HoldTimeout
-from trio_mlxgate.options import EXTENSION, RequestOptions, current_options
+from trio_mlxgate.options import EXTENSION, current_options
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from trio_mlxgate.backends.limits import ChatLimits
+    from trio_mlxgate.backends._chat_call import ChatCall
+    from trio_mlxgate.backends._line import Line
     from trio_mlxgate.core.completions import Completion
-    from trio_mlxgate.httpx import GateTransport
 
 _AFTERWARDS: Final = 2.0
 """Seconds for what follows the finish_reason, the usage and the end mark: the answer is whole without these."""
@@ -34,39 +34,6 @@ _AFTERWARDS: Final = 2.0
 _REFUSAL_TIME: Final = 5.0
 _LONGEST_REFUSAL: Final = 1 << 16
 _LONGEST_PLAIN: Final = 1 << 26
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class ChatCall:
-    """What a :class:`ChatStream` needs to know."""
-
-    backend: str
-    """The name of the adapter."""
-
-    url: str
-    headers: httpx.Headers
-    body: bytes
-
-    streamed: bool
-    """Whether the body asks for a stream."""
-
-    model: str | None
-    limits: ChatLimits
-
-    options: RequestOptions
-    """What the caller asks of the gate."""
-
-    hold_timeout: float
-    """The adapter's, if neither the caller nor the block around says another."""
-
-    transport: Callable[[], GateTransport]
-    """Gives what sends the request, in the run in which it is sent."""
-
-    on_token: Callable[[float], object]
-    """Told of the time of each sign that the model works."""
-
-    hide: Callable[[str], str]
-    """Takes what is secret out of a text."""
 
 
 class ChatStream:
@@ -91,6 +58,7 @@ class ChatStream:
         self._parser = EventStreamParser()
         self._deltas: deque[Delta] = deque()
         self._plain: bytearray | None = None
+        self._line: Line | None = None
         self._body: Any = None
         self._parts: AsyncIterator[bytes] | None = None
         self._used = False
@@ -147,28 +115,15 @@ class ChatStream:
         Raises:
           RuntimeError: the stream was used before.
           GateRefused: the gate doesn't let it in; nothing was sent.
-          BackendError: see :meth:`ModelAdapter.stream`.
+          BackendError, trio.ClosedResourceError: see :meth:`ModelAdapter.stream`.
         """
         if self._used:
             raise RuntimeError("a stream is used once: call adapter.stream(...) again for another answer")
-        self._used = True
+        line, request = self._call.line(), self._request()
+        self._used, self._line = True, line
         await trio.lowlevel.checkpoint()
-        transport, request = self._call.transport(), self._request()
-        try:
-            response = await transport.handle_async_request(request)
-        except GateRefused:
-            raise
-        except (httpx.TransportError, HoldTimeout) as error:
-            raise self._failures.named(self._told(error)) from error
-        self._body = response.stream
-        self._waited = response.extensions[EXTENSION]["waited"]
-        try:
-            # A body that is in memory is iterated by a generator, others by themselves.
-            self._parts = aiter(response.stream)
-            await self._begin(response)
-        except BaseException:
-            await self._close()  # noqa: ASYNC102 - shields itself
-            raise
+        with line.use():
+            await self._open(line, request)
         return self
 
     @enable_ki_protection
@@ -197,30 +152,44 @@ class ChatStream:
           BackendError: see :meth:`ModelAdapter.stream`. The stream is closed then.
           RuntimeError: the stream has not been entered.
           trio.BusyResourceError: another task is waiting for the next piece.
-          trio.ClosedResourceError: it was closed before its end.
+          trio.ClosedResourceError: it, or its adapter, was closed before its end.
         """
         if self._waited is None:
             raise RuntimeError("a stream is entered before it is read: 'async with adapter.stream(...) as stream:'")
         if self._reading:
             raise trio.BusyResourceError("another task is reading this stream")
-        await trio.lowlevel.checkpoint()
-        while not self._deltas:
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure
-            if self._completion is not None:
-                raise StopAsyncIteration
-            if self._body is None:
-                raise trio.ClosedResourceError("this stream was closed before its end: its answer is not whole")
-            self._reading = True
+        # Before the first checkpoint: two may ask in one step.
+        self._reading = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while not self._deltas:
+                if self._failure is not None:
+                    failure, self._failure = self._failure, None
+                    raise failure
+                if self._completion is not None:
+                    raise StopAsyncIteration
+                await self._read_on()
+            return self._deltas.popleft()
+        finally:
+            self._reading = False
+
+    async def _read_on(self) -> None:
+        """Take in the next part, or close the stream. A checkpoint."""
+        assert self._line is not None
+        if self._body is None:
+            raise trio.ClosedResourceError("this stream was closed before its end: its answer is not whole")
+        if self._line.closed:
+            await self._close()
+            if self._assembly.finish_reason is None:
+                raise self._line.refusal()
+            self._complete()
+            return
+        with self._line.use():
             try:
                 await self._read()
             except BaseException:
                 await self._close()  # noqa: ASYNC102 - shields itself
                 raise
-            finally:
-                self._reading = False
-        return self._deltas.popleft()
 
     # ---- the request ----
 
@@ -236,6 +205,24 @@ class ChatStream:
         timeouts = {"connect": connect, "read": None, "write": None, "pool": None}
         extensions = {EXTENSION: options, CALL: self._wire, "timeout": timeouts}
         return httpx.Request("POST", call.url, headers=call.headers, content=call.body, extensions=extensions)
+
+    async def _open(self, line: Line, request: httpx.Request) -> None:
+        """Send the request, and see what kind of answer it is. A checkpoint."""
+        try:
+            response = await line.gated.handle_async_request(request)
+        except GateRefused:
+            raise
+        except (httpx.TransportError, HoldTimeout) as error:
+            raise self._failures.named(self._told(error)) from error
+        self._body = response.stream
+        self._waited = response.extensions[EXTENSION]["waited"]
+        try:
+            # A body that is in memory is iterated by a generator, others by themselves.
+            self._parts = aiter(response.stream)
+            await self._begin(response)
+        except BaseException:
+            await self._close()  # noqa: ASYNC102 - shields itself
+            raise
 
     async def _begin(self, response: httpx.Response) -> None:  # noqa: ASYNC910 - who calls it has one
         """See from the head what kind of answer it is."""
@@ -293,7 +280,7 @@ class ChatStream:
                 failure = self._told(error)
                 failure.__cause__ = error
         if scope.cancelled_caught:
-            failure = self._failures.too_silent(silence, begun=self._first_token is not None)
+            failure = self._failures.too_silent(silence, begun=self._first_token is not None, text=self.text)
         if failure is None:
             failure = self._take(part)
         if self._assembly.finish_reason is not None and failure is not None:

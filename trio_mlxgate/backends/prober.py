@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import ssl
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import httpx
 import trio
 
 from trio_mlxgate.backends._reasons import no_reply_of
+from trio_mlxgate.backends._settings import http_url, is_header
 from trio_mlxgate.backends.detecting import Detected, detect
 from trio_mlxgate.backends.kinds.base import NoReply, Reply, unanswered
 from trio_mlxgate.core.checks import check_seconds
+from trio_mlxgate.core.endpoints import shown
 from trio_mlxgate.core.readings import Health, Reading
 
 if TYPE_CHECKING:
@@ -267,11 +268,13 @@ def _root(base_url: str) -> httpx.URL:
     wanted = "give a base URL such as http://127.0.0.1:8080/v1"
     if not isinstance(base_url, str):
         raise TypeError(f"base_url must be a str, not {base_url!r}; {wanted}")
-    url = None
-    with suppress(httpx.InvalidURL, ValueError):
-        url = httpx.URL(base_url)
-    if url is None or url.scheme not in ("http", "https") or not url.raw_host or url.query or url.fragment:
-        raise ValueError(f"{base_url!r} is no base URL; {wanted}")
+    try:
+        url = http_url(base_url)
+    except ValueError:
+        url = None
+    if url is None or url.query or url.fragment:
+        # A password may stand anywhere in what is no URL, and a key in a query.
+        raise ValueError(f"{shown(base_url)!r} is no base URL; {wanted}")
     path = url.raw_path.rstrip(b"/")
     return url.copy_with(raw_path=path.removesuffix(b"/v1").rstrip(b"/") or b"/")
 
@@ -279,10 +282,12 @@ def _root(base_url: str) -> httpx.URL:
 def _headers(root: httpx.URL, given: Mapping[str, str]) -> httpx.Headers:
     """What is sent with each request."""
     for name, value in given.items():
-        both: list[object] = [name, value]
-        if not all(isinstance(text, str) and text.isascii() and text.isprintable() for text in both):
+        if not is_header(name, value):
             # Its value isn't shown: it may be a secret.
-            raise ValueError(f"the header {name!r} must have a name and a value of printable ASCII characters")
+            raise ValueError(
+                f"the header {name!r} must have a name of letters, digits and dashes, and a value of printable ASCII "
+                "characters without blanks at its ends"
+            )
     headers = httpx.Headers({"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "trio-mlxgate"})
     if root.username or root.password:
         pair = f"{root.username}:{root.password}".encode()

@@ -42,6 +42,9 @@ class Row:
 
     report: LoadReport
 
+    once: bool = False
+    """Whether there will be no other look, so that nothing is settled by more of them."""
+
     @property
     def health(self) -> Health:
         """The settled one where there is one; before that, what the one look says."""
@@ -57,9 +60,17 @@ class Row:
     @property
     def why(self) -> str:
         """Why the level is what it is, for people."""
+        if self.reading is None:
+            return self.report.reason
         reason = self.report.reason
-        more = "" if self.reading is None else self.reading.reason
-        return f"{reason}; {more}" if more and more not in reason else reason
+        if self.once and self.reading.health is not Health.UP:
+            reason = self.reading.reason or "no good answer"
+        told = [reason]
+        if self.reading.reason not in reason:
+            told.append(self.reading.reason)
+        if self.target.kind is None and self.kind is not None and self.kind.name == "openai":
+            told.append("answers, but as none of the kinds known here: is the URL right?")
+        return "; ".join(told)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -111,11 +122,11 @@ class Watch:
             Prober(target.url, headers=target.headers, kind=target.kind, timeout=timeout) for target in targets
         ]
 
-    def rows(self) -> list[Row]:
-        """What is known now, in the order of the targets. Called in trio."""
+    def rows(self, *, once: bool = False) -> list[Row]:
+        """What is known now, in the order of the targets; ``once``: no other look will follow. Called in trio."""
         now = trio.current_time()
         return [
-            Row(target=target, kind=prober.kind, reading=reading, report=monitor.report(now))
+            Row(target=target, kind=prober.kind, reading=reading, report=monitor.report(now), once=once)
             for target, prober, reading, monitor in zip(
                 self._targets, self._probers, self._readings, self._monitors, strict=True
             )
@@ -127,7 +138,7 @@ class Watch:
         async with trio.open_nursery() as nursery:
             for number in range(len(self._targets)):
                 nursery.start_soon(self._look, number)
-        return self.rows()
+        return self.rows(once=True)
 
     async def keep_looking(self, show: Callable[[list[Row]], None]) -> None:
         """Look at each, every interval, until cancelled; ``show`` is told after each look. Always a checkpoint."""

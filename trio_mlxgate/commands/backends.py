@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_mlxgate.backends._settings import is_header
 from trio_mlxgate.backends.detecting import kind_named
 from trio_mlxgate.commands._looks import Target, Watch
 from trio_mlxgate.config import ConfigError, load_config
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         return _interrupted()
     if view is None:
-        print(json.dumps({"backends": [row.as_json() for row in rows]}, ensure_ascii=False))
+        print(json.dumps({"backends": [row.as_json() for row in rows]}))
     else:
         view.show(rows)
     return 0 if all(row.health is Health.UP for row in rows) else 1
@@ -120,9 +121,10 @@ def _named(urls: Sequence[str]) -> list[Target]:
       ValueError: a URL is none, or holds a password, which would be shown.
     """
     key = os.environ.get(API_KEY_VARIABLE, "")
-    if not key.isascii() or not key.isprintable():
+    if not is_header("Authorization", key):
         raise ConfigError(
-            f"the environment's {API_KEY_VARIABLE} has characters that no HTTP header may have; set it anew"
+            f"the environment's {API_KEY_VARIABLE} has characters that no HTTP header may have, or blanks at its ends; "
+            "set it anew"
         )
     for url in urls:
         if "@" in url.partition("://")[2].partition("/")[0]:
