@@ -45,7 +45,8 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "threads": ("tests/gate/test_limiter.py", "tests/gate/test_from_thread.py"),
     "parents": ("tests/gate/test_waits_for_parent.py",),
     "asyncio": ANYIO_TESTS,
-    "load": ("tests/core/test_load_machine.py", "tests/core/test_load_day.py", "tests/core/test_load.py"),
+    "load": ("tests/core/test_load_machine.py", "tests/core/test_load_day.py"),
+    "silence": ("tests/core/test_load.py",),
     "watch": ("tests/backends/test_a_day.py", "tests/backends/test_registry.py", "tests/backends/test_calls.py"),
     "calls": ("tests/core/test_choosing.py", "tests/backends/test_calls.py"),
     "chat": ("tests/core/test_completions.py", "tests/backends/test_adapter_limits.py"),
@@ -384,7 +385,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "watch: the clock of the last run is kept": (
         Edit("backends/registry.py", r"self\._watches = \{\n", "self._watches = self._watches or {\n"),
     ),
-    "load: a good health heals a silence": (
+    "silence: a good health heals it": (
         Edit("core/load.py", r"if reading\.health is Health\.UP and self\._silence:", "if False:"),
     ),
     "calls: what was seen is repeated elsewhere": (

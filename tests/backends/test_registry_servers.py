@@ -123,3 +123,35 @@ async def test_the_cloud_is_asked_without_a_slot_when_all_are_gone() -> None:
             answer = await registry.call("reasoner", "hi", fallback=cloud)
         assert answer in ("from the cloud, since BackendUnreachable", "from the cloud, since BackendUnavailable")
         assert held == [0]
+
+
+async def test_leaving_the_registry_ends_all_calls_and_asks_nobody_else() -> None:
+    asked: list[Exception] = []
+    ends: list[type[BaseException]] = []
+
+    async def cloud(error: Exception) -> str:
+        asked.append(error)
+        await trio.lowlevel.checkpoint()
+        return "from the cloud"
+
+    async with inference_server(service_time=10.0) as macbook, inference_server() as macmini:
+        roles = {"reasoner": [adapter(macbook, "macbook"), adapter(macmini, "macmini")]}
+        registry = BackendRegistry(roles, settings=QUICK)
+
+        async def call() -> None:
+            with pytest.raises(trio.ClosedResourceError, match="was left") as caught:
+                await registry.call("reasoner", "one two three", fallback=cloud)
+            ends.append(caught.type)
+
+        async with trio.open_nursery() as nursery, registry:
+            await registry.wait_healthy("reasoner", backend="macbook")
+            for _ in range(3):
+                nursery.start_soon(call)
+            while (await macbook.status())["generating"] == 0:  # noqa: ASYNC110 - of another process
+                await trio.sleep(0.02)
+        assert len(ends) == 3
+        assert asked == []
+        assert (await macmini.status())["total_requests"] == 0
+        with trio.fail_after(5):
+            while (await macbook.status())["active_jobs"]:  # noqa: ASYNC110 - of another process
+                await trio.sleep(0.02)
