@@ -15,14 +15,18 @@ Here text becomes a flat list of nodes, by loops and not by recursion: a text ma
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TokenKind: TypeAlias = Literal["identifier", "reference", "and", "or", "open", "close", "end"]
 NodeKind: TypeAlias = Literal["model", "reference", "all", "any"]
 
-_SIGNS: Final[tuple[tuple[str, TokenKind], ...]] = (("&", "and"), ("|", "or"), ("(", "open"), (")", "close"))
+_SIGNS: Final[Mapping[str, TokenKind]] = MappingProxyType({"&": "and", "|": "or", "(": "open", ")": "close"})
 _SHOWN: Final = 24
 """How many characters before a fault its message shows."""
 
@@ -104,14 +108,13 @@ def tokenize(text: str) -> list[Token]:
     Raises:
       SetExpressionError: a character has no meaning, or a ``+`` has no name after it.
     """
-    signs = dict(_SIGNS)
     tokens: list[Token] = []
     place, length = 0, len(text)
     while place < length:
         character = text[place]
         if character.isspace():
             place += 1
-        elif sign := signs.get(character):
+        elif sign := _SIGNS.get(character):
             tokens.append(Token(sign, character, place))
             place += 1
         elif character == "+" or _in_identifier(character):
