@@ -64,12 +64,18 @@ def expand(
     return choices(name, ())
 
 
-def expand_all(sets: Mapping[str, str], models: Collection[str]) -> list[tuple[str, frozenset[str]]]:
-    """All choices of all sets, in the order in which they count, each with the name of its set."""
+def expand_all(
+    sets: Mapping[str, str], models: Collection[str], most: int = NO_LIMIT
+) -> list[tuple[str, frozenset[str]]]:
+    """All choices of all sets, in the order in which they count, each with the name of its set.
+
+    Raises:
+      TooMany: a set has more than ``most``.
+    """
     return [
         (one.name, frozenset(choice))
         for one in permitted_sets(sets, models, {}, limit=NO_LIMIT)
-        for choice in expand(sets, one.name, models, {})
+        for choice in expand(sets, one.name, models, {}, limit=most)
     ]
 
 

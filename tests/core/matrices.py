@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from hypothesis import strategies as st
@@ -106,7 +106,7 @@ def by_hand(question: Question, ties: Ties) -> tuple[str, frozenset[str], frozen
     """The best plan: its set, what is to be stopped, and what may run together."""
     running = frozenset(question.running)
 
-    def key(choice: frozenset[str]) -> tuple[object, ...]:
+    def key(choice: frozenset[str]) -> tuple[Any, ...]:
         gone = running - choice
         pins = len(gone & question.pinned)
         if ties == "definition":
@@ -119,5 +119,5 @@ def by_hand(question: Question, ties: Ties) -> tuple[str, frozenset[str], frozen
     choices = [pair for pair in choices_of(question, ties) if question.target in pair[1]]
     if not choices:
         return "", running, frozenset([question.target])
-    name, choice = min(choices, key=lambda pair: key(pair[1]))  # type: ignore[arg-type, return-value]
+    name, choice = min(choices, key=lambda pair: key(pair[1]))
     return name, running - choice, choice

@@ -221,7 +221,7 @@ class Matrix:
                 raise ValueError(
                     f"vars: {name!r} can't be a short name: use letters, digits, '_', '-' and '.', at least one"
                 )
-            if model not in self._models:
+            if not isinstance(model, str) or model not in self._models:
                 raise ValueError(f"vars: {name!r} stands for {model!r}, which is no model")
         return dict(short)
 

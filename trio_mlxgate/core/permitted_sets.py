@@ -152,9 +152,7 @@ def _too_large(
     told = f"{UNCOUNTED:.0e} or more" if steps >= UNCOUNTED else str(steps)
     if tangled:
         some = ", ".join(map(repr, tangled[:5])) + (", ..." if len(tangled) > 5 else "")
-        why = (
-            f"{len(tangled)} models occur in several parts that '&' joins ({some}): name each in one part where you can"
-        )
+        why = f"models that occur in several parts joined by '&', {len(tangled)} in all: {some}; name each in one only"
     else:
         why = "with all its references it is too long: split it into several sets"
     return SetExpressionError(
