@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import pytest
 
+from trio_mlxgate.core import cover
 from trio_mlxgate.core.matrix import Matrix
 from trio_mlxgate.core.permitted_sets import MOST_STEPS
 from trio_mlxgate.core.planning import Plan, PlanRefused
@@ -159,6 +161,20 @@ def test_their_order_moves_what_makes_others_needless() -> None:
     assert Matrix(sets, models=[*"tabc"]).evictions("t", running).evict == ("c",)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # The third alternative is better than the first, covers the same, and still comes after the second.
+        "t & (x | y & q | x & r) & (x & z | y & z)",
+        "t & ((x & u) & (u | y & q | x & r)) & y & z",
+    ],
+)
+def test_what_is_better_than_an_earlier_choice_does_not_take_its_place_in_the_order(text: str) -> None:
+    models = [*"txyzuqr"]
+    running = [model for model in models if model in text and model != "t"]
+    assert Matrix({"s": text}, models=models).evictions("t", running).evict == ("r",)
+
+
 # ---- pins ----
 
 
@@ -261,6 +277,40 @@ def test_references_that_double_each_time() -> None:
     with pytest.raises(SetExpressionError, match="too large") as caught:
         Matrix(sets, models=[*"abcd"])
     assert caught.value.set_name < "s20"
+
+
+def test_what_is_too_long_is_never_put_together() -> None:
+    """A set that refers to a long one many times would take all memory before its size is known."""
+    models = [f"m{number}" for number in range(100)]
+    sets = {"long": "&".join(models), "longer": " | ".join(["+long"] * 3)}
+    with pytest.raises(SetExpressionError, match="304 steps, and the limit is 300; with all its references") as caught:
+        Matrix(sets, models=models, limit=300)
+    assert caught.value.set_name == "longer"
+    with pytest.raises(SetExpressionError, match="too large: a decision could take 101 steps"):
+        Matrix(sets, models=models, limit=100)
+
+
+def test_what_can_not_win_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small part of what was foretold is looked at, even if all models run."""
+    states = 0
+
+    class Counted(cover._State):
+        def __new__(cls, mask: int, value: int, trail: cover.Trail) -> Self:
+            nonlocal states
+            states += 1
+            return super().__new__(cls, mask, value, trail)
+
+    monkeypatch.setattr(cover, "_State", Counted)
+    dice = random.Random(2)
+    models = [f"m{number}" for number in range(24)]
+    parts = [" | ".join(" & ".join(dice.sample(models, 2)) for _ in range(4)) for _ in range(7)]
+    costs = {model: dice.randint(1, 9) for model in models}
+    matrix = Matrix({"s": " & ".join(f"({part})" for part in parts)}, models=models, evict_costs=costs)
+    tree = matrix.sets[0].tree
+    target = next(model for model in models if model in tree.models)
+    matrix.evictions(target, [model for model in models if model != target])
+    # Without the bounds, or without comparing partial choices, it is more than that.
+    assert 0 < states < tree.steps / 20
 
 
 def test_numbers_beyond_counting() -> None:
