@@ -5,6 +5,7 @@
     Exception
      ├── UnknownEndpoint       EndpointGates refuse what isn't listed (HTTP 404)
      ├── GateRefused           the gate did not let this call in; nothing ran, nothing is held
+     │    ├── PlanRefused      a pinned model would have to go for the one that is asked for (HTTP 503)
      │    ├── QueueFull        too many wait already (HTTP 429)
      │    ├── Superseded       a newer call came with the same ``supersede`` key (HTTP 410)
      │    └── WaitTooLong      max_wait ended before a slot was granted (HTTP 503)
@@ -49,6 +50,30 @@ class GateRefused(Exception):
     def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class PlanRefused(GateRefused):
+    """A pinned model would have to go for the one that is asked for. Nothing was stopped.
+
+    Trying again has a chance once somebody has unloaded the pinned model by hand; ``retry_after`` is None.
+    """
+
+    code: ClassVar[str] = "plan_refused"
+
+    target: str
+    """The model that was asked for."""
+
+    reason: str
+    """Why not, in a sentence."""
+
+    pinned: tuple[str, ...]
+    """The pinned models that are in its way."""
+
+    def __init__(self, reason: str = "", *, target: str = "", pinned: tuple[str, ...] = ()) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.target = target
+        self.pinned = pinned
 
 
 class QueueFull(GateRefused):

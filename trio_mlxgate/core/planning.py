@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 
-from trio_mlxgate.errors import GateRefused
+from trio_mlxgate.errors import PlanRefused as PlanRefused
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -48,30 +48,6 @@ class Plan:
         told = f" ({self.expression})" if self.expression else ""
         place = f"set {self.set_name}{told}" if self.set_name else "no set"
         return f"for {self.target}: {going} at cost {self.cost:g}; {place}; may run: {', '.join(self.target_set)}"
-
-
-class PlanRefused(GateRefused):
-    """A pinned model would have to go for the one that is asked for. Nothing was stopped.
-
-    Trying again has a chance once somebody has unloaded the pinned model by hand; ``retry_after`` is None.
-    """
-
-    code: ClassVar[str] = "plan_refused"
-
-    target: str
-    """The model that was asked for."""
-
-    reason: str
-    """Why not, in a sentence."""
-
-    pinned: tuple[str, ...]
-    """The pinned models that are in its way."""
-
-    def __init__(self, reason: str = "", *, target: str = "", pinned: tuple[str, ...] = ()) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.target = target
-        self.pinned = pinned
 
 
 class Planner(Protocol):
