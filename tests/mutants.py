@@ -383,7 +383,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "watch: a burst goes to one": (Edit("backends/watch.py", r", len\(self\._callers\)\)", ", 0)"),),
     "watch: the clock of the last run is kept": (
-        Edit("backends/registry.py", r"self\._watches = \{\n", "self._watches = self._watches or {\n"),
+        Edit("backends/watching.py", r"self\._watches = \{\n", "self._watches = self._watches or {\n"),
     ),
     "silence: a good health heals it": (
         Edit("core/load.py", r"if reading\.health is Health\.UP and self\._silence:", "if False:"),

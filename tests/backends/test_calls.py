@@ -516,3 +516,12 @@ async def test_nobody_is_called_where_nobody_watches(autojump_clock: trio.testin
             ask("reasoner")
     with pytest.raises(RuntimeError, match="nobody watches"):
         await registry.call("reasoner", "hi")
+
+
+async def test_an_option_that_is_none_is_told_with_those_that_are(autojump_clock: trio.testing.MockClock) -> None:
+    async with registry_of(PretendBackend("one")) as registry:
+        for ask in (registry.call, registry.stream):
+            with pytest.raises(
+                TypeError, match=r"no option 'timeout'; there are priority, .*hold_timeout, from the grant"
+            ):
+                await ask("reasoner", "hi", timeout=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 import attrs
 import trio
@@ -26,7 +26,7 @@ from trio_mlxgate.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trio_mlxgate.backends.watch import Watch
     from trio_mlxgate.core.choosing import OnUnavailable, Strategy
     from trio_mlxgate.core.completions import Completion, Delta
+    from trio_mlxgate.outer_deadline import OuterDeadline
 
 T = TypeVar("T")
 
@@ -45,7 +46,27 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 
 
+class ChatOptions(TypedDict, total=False):
+    """What :meth:`ModelAdapter.chat` is told beside its messages, and how long it may wait. None is nothing."""
+
+    priority: int | None
+    hold_timeout: float | None
+    model: str | None
+    temperature: float | None
+    max_tokens: int | None
+    supersede: Hashable | None
+    outer_deadline: OuterDeadline | None
+    extra: Mapping[str, Any] | None
+
+
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name not in ChatOptions.__annotations__:
+            limits = "; a limit of time is hold_timeout, from the grant of the slot on, or max_wait, for the queue"
+            raise TypeError(
+                f"there is no option {name!r}; there are {', '.join(ChatOptions.__annotations__)}"
+                f"{limits if 'time' in name else ''}"
+            )
     return {name: value for name, value in options.items() if value is not None}
 
 
