@@ -199,9 +199,7 @@ def test_the_other_machine_answers_and_the_cloud_when_both_are_away(example: Any
     assert asked == ["think"]
 
 
-def test_what_is_asked_before_a_tool_is_used_is_not_hidden(
-    example: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_asked_before_a_tool_is_used_is_not_hidden(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
     hiding = json.dumps({"action": "tools", "call": {"tool": "write_mail", "to": "Eve", "text": "\r\x1b[2KHi\u202e"}})
 
     async def talk(assistant: Any, say: Any) -> None:

@@ -1,7 +1,8 @@
 """How a program tests its use of backends: servers that answer by rules, and minutes of waiting in no time."""
 
 import json
-from collections.abc import AsyncIterator
+import math
+from typing import Self
 
 import httpx
 import pytest
@@ -18,13 +19,21 @@ def event(text: str, finish_reason: str | None = None) -> bytes:
     return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
 
-async def tokens(words: list[str], every: float, finish_reason: str | None) -> AsyncIterator[bytes]:
-    for word in words:
-        await trio.sleep(every)
-        yield event(word)
-    if finish_reason is None:
-        await trio.sleep_forever()  # a server that hangs
-    yield event("", finish_reason)
+class Body(httpx.AsyncByteStream):
+    """An answer as it comes: after how many seconds each part."""
+
+    def __init__(self, *parts: tuple[float, bytes]) -> None:
+        self.parts = iter(parts)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        for seconds, part in self.parts:
+            await trio.sleep(seconds)
+            return part
+        raise StopAsyncIteration
 
 
 async def macmini(request: httpx.Request) -> httpx.Response:
@@ -33,12 +42,14 @@ async def macmini(request: httpx.Request) -> httpx.Response:
     if request.method == "GET":  # somebody looks whether it is well
         return httpx.Response(200, json={"data": []})
     question = json.loads(request.content)["messages"][-1]["content"]
-    hangs = question == "hang"
-    body = tokens(["half "], 1.0, None) if hangs else tokens(["word "] * 10, 1.0, "stop")
-    return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body)
+    if question == "hang":
+        body = Body((1, event("half ")), (math.inf, b""))
+    else:
+        body = Body(*[(1, event("word "))] * 10, (0, event("", "stop")))
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
 
 
-async def macbook(request: httpx.Request) -> httpx.Response:
+async def macbook(_: httpx.Request) -> httpx.Response:
     """A machine that is asleep."""
     await trio.lowlevel.checkpoint()
     raise httpx.ConnectError("nobody is there")
