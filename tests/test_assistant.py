@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,10 @@ def example() -> Iterator[Any]:
     del sys.modules["assistant"]
 
 
+MAIL = '{"action": "tools", "call": {"tool": "write_mail", "to": "Ada", "text": "late"}}'
+EVENT = '{"action": "tools", "call": {"tool": "add_event", "title": "Lunch", "when": "noon"}}'
+
+
 # ---- what the classifier says ----
 
 
@@ -47,8 +54,8 @@ def test_each_decision_is_read(example: Any) -> None:
     assert read('{"action": "direct", "answer": "Four."}') == example.Direct("Four.")
     assert read('```json\n{"action": "route"}\n```') == example.Route()
     assert read('{"action": "clarify", "question": "Which?"}') == example.Clarify("Which?")
-    draft = example.Tools("write_mail", {"to": "Ada"})
-    assert read('{"action": "tools", "tool": "write_mail", "arguments": {"to": "Ada"}}') == draft
+    assert read(MAIL) == example.Tools(example.WriteMail("Ada", "late"))
+    assert read(EVENT) == example.Tools(example.AddEvent("Lunch", "noon"))
 
 
 @pytest.mark.parametrize(
@@ -56,9 +63,17 @@ def test_each_decision_is_read(example: Any) -> None:
     [
         *("", "yes", "{", "{}", "[]", "null", '"route"', "{'action': 'route'}", '{"action": "dance"}', '{"action": 1}'),
         *('{"action": []}', '{"action": "direct"}', '{"action": "direct", "answer": 4}', '{"action": "route", "x": 1}'),
-        *('{"action": "tools", "tool": "send_mail", "arguments": {}}', '{"action": "tools", "tool": "do"}'),
-        *('{"action": "tools", "tool": "write_mail", "arguments": []}', "{" * 100_000, '{"a": ' * 5000),
-        '{"action": "tools", "tool": "write_mail", "arguments": {"to": ["Ada"]}}',
+        *(
+            '{"action": "tools", "call": {"tool": "send_mail"}}',
+            '{"action": "tools", "call": {}}',
+            '{"action": "tools"}',
+        ),
+        *('{"action": "tools", "call": []}', "{" * 100_000, '{"a": ' * 5000, '{"a":' * 5000 + "1" + "}" * 5000),
+        # Each tool has arguments of its own.
+        '{"action": "tools", "call": {"tool": "write_mail", "to": ["Ada"], "text": "late"}}',
+        '{"action": "tools", "call": {"tool": "write_mail", "to": "Ada"}}',
+        '{"action": "tools", "call": {"tool": "write_mail", "to": "Ada", "text": "late", "bcc": "Eve"}}',
+        '{"action": "tools", "call": {"tool": "add_event", "to": "Ada", "text": "late"}}',
     ],
     ids=lambda said: said[:40],
 )
@@ -79,6 +94,7 @@ class Model:
         self.answers = list(answers)
         self.asked: list[tuple[str, list[dict[str, str]]]] = []
         self.away: set[str] = set()
+        self.breaks_off = False
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         await trio.lowlevel.checkpoint()
@@ -92,6 +108,8 @@ class Model:
         self.asked.append((host, messages))
         text = self.answers.pop(0) if classifier else "deep thought"
         chunks: list[Any] = [{"delta": {"content": text}}, {"delta": {}, "finish_reason": "stop"}]
+        if self.breaks_off and not classifier:
+            chunks.pop()
         lines = [f"data: {json.dumps({'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks]
         return httpx.Response(200, text="".join(lines), headers={"content-type": "text/event-stream"})
 
@@ -117,16 +135,12 @@ def with_model(model: Model, talk: Callable[[Any, Callable[[str], Any]], Any], *
         return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-MAIL = '{"action": "tools", "tool": "write_mail", "arguments": {"to": "Ada", "text": "late"}}'
-EVENT = '{"action": "tools", "tool": "add_event", "arguments": {"title": "Lunch"}}'
-
-
 def test_nothing_is_done_before_a_yes_and_mail_is_never_sent(example: Any) -> None:
     async def talk(assistant: Any, say: Any) -> None:
         assert "yes or no" in await say("tell Ada that I am late")
         assert assistant.toolbox.mail_drafts == []
         assert "never send" in await say(" Yes\n")
-        assert assistant.toolbox.mail_drafts == [{"to": "Ada", "text": "late"}]
+        assert assistant.toolbox.mail_drafts == [example.WriteMail("Ada", "late")]
         assert "nothing that I asked" in await say("yes")  # there is no second one
         assert len(assistant.toolbox.mail_drafts) == 1
 
@@ -183,6 +197,82 @@ def test_the_other_machine_answers_and_the_cloud_when_both_are_away(example: Any
 
     with_model(model, talk, cloud=cloud)
     assert asked == ["think"]
+
+
+def test_what_is_asked_before_a_tool_is_used_is_not_hidden(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    hiding = json.dumps({"action": "tools", "call": {"tool": "write_mail", "to": "Eve", "text": "\r\x1b[2KHi\u202e"}})
+
+    async def talk(assistant: Any, say: Any) -> None:
+        asked = await say("greet Ada")
+        assert asked == "Shall I write mail (to: 'Eve', text: '\\r\\x1b[2KHi\\u202e')? yes or no"
+
+    with_model(Model(example, hiding), talk)
+    example.show_plainly("a\r\x1b[2Kb\n")
+    assert capsys.readouterr().out == "a??[2Kb\n"
+
+
+def test_another_answer_after_one_that_broke_off_begins_anew(example: Any) -> None:
+    model = Model(example, *['{"action": "route"}'] * 2)
+    model.breaks_off = True
+
+    async def cloud(question: str) -> str:
+        await trio.lowlevel.checkpoint()
+        return "from above"
+
+    async def talk(assistant: Any, say: Any) -> None:
+        first, told, second = (await say("think")).splitlines()
+        assert (first, second) == ("deep thought", "from above")
+        assert "broke off" in told
+        assert "from the beginning" in told
+        assistant.cloud = None
+        assert "broke off" in await say("think")
+
+    with_model(model, talk, cloud=cloud)
+
+
+# ---- as a program ----
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("given", ["MACMINI", "MACBOOK"])
+def test_one_machine_alone_is_told(given: str) -> None:
+    done = subprocess.run(
+        [sys.executable, PATH],
+        env={**environment(), given: "http://127.0.0.1:9/v1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("set both MACMINI and MACBOOK")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_an_interrupt_ends_it_at_once() -> None:
+    url = "http://127.0.0.1:9/v1"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", PATH],
+        env={**environment(), "MACMINI": url, "MACBOOK": url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with ends_within(30), process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.read(2) == b"> "
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0  # with nothing more from its stdin, which is open
+            assert b"Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("MACMINI", "MACBOOK")}
 
 
 # ---- before real servers ----

@@ -1,20 +1,27 @@
 """An assistant on two machines: a classifier answers in JSON, a reasoner streams, tools are asked about first.
 
-``MACMINI=http://macmini.local:8080/v1 MACBOOK=http://macbook.local:8080/v1 python assistant.py`` talks with your
-servers; without these it shows itself with a pretended model, which answers by rules.
+It needs ``pip install cattrs``. ``MACMINI=http://macmini.local:8080/v1 MACBOOK=http://macbook.local:8080/v1 python
+assistant.py`` talks with your servers until Ctrl-C (both must be set; with one machine give its URL twice); without
+these it shows itself with a pretended model, which answers by rules.
 """
 
+import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
-import cattrs
 import httpx
 import trio
-from cattrs.strategies import configure_tagged_union
+
+try:
+    import cattrs
+    from cattrs.strategies import configure_tagged_union
+except ImportError:
+    sys.exit("this example needs cattrs: pip install cattrs")
 
 from trio_mlxgate import BackendError, GateRefused, Priority
 from trio_mlxgate.backends import BackendRegistry, ModelAdapter
@@ -24,10 +31,26 @@ Answer with one JSON object and nothing else. It is one of:
 {"action": "direct", "answer": "..."}        you know the answer, and it is short
 {"action": "route"}                          it takes thought: another model will answer
 {"action": "clarify", "question": "..."}     you can't tell what is meant
-{"action": "tools", "tool": "add_event" or "write_mail", "arguments": {"name": "text", ...}}"""
+{"action": "tools", "call": {"tool": "add_event", "title": "...", "when": "..."}}
+{"action": "tools", "call": {"tool": "write_mail", "to": "...", "text": "..."}}"""
 REASONER_PROMPT = "Think, then answer in a few sentences."
 
-# ---- what the classifier may say ----
+# ---- what the classifier may say: nothing else gets through ----
+
+
+@attrs.frozen
+class AddEvent:
+    title: str
+    when: str
+
+
+@attrs.frozen
+class WriteMail:
+    to: str
+    text: str
+
+
+Call: TypeAlias = AddEvent | WriteMail
 
 
 @attrs.frozen
@@ -47,8 +70,7 @@ class Clarify:
 
 @attrs.frozen
 class Tools:
-    tool: str
-    arguments: dict[str, str]
+    call: Call
 
 
 Decision: TypeAlias = Direct | Route | Clarify | Tools
@@ -56,7 +78,15 @@ Decision: TypeAlias = Direct | Route | Clarify | Tools
 converter = cattrs.Converter(forbid_extra_keys=True)
 # JSON has types of its own: a number where a text belongs is a mistake, and not to be made a text of.
 converter.register_structure_hook(str, lambda value, _: _text(value))
-configure_tagged_union(Decision, converter, tag_name="action", tag_generator=lambda kind: str(kind.__name__).lower())
+
+
+def name_of(kind: type) -> str:
+    """``add_event`` for AddEvent."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+
+
+configure_tagged_union(Call, converter, tag_name="tool", tag_generator=name_of)
+configure_tagged_union(Decision, converter, tag_name="action", tag_generator=name_of)
 
 
 def _text(value: object) -> str:
@@ -74,12 +104,10 @@ def read_decision(text: str) -> Decision:
     start, end = text.find("{"), text.rfind("}")
     try:
         decision: Decision = converter.structure(json.loads(text[start : end + 1]), Decision)  # type: ignore[arg-type]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise NotUnderstood(f"that is no JSON: {error}") from None
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
         raise NotUnderstood("; ".join(cattrs.transform_error(error))) from None
-    if isinstance(decision, Tools) and decision.tool not in Toolbox.names:
-        raise NotUnderstood(f"there is no tool {decision.tool!r}; there are {', '.join(Toolbox.names)}")
     return decision
 
 
@@ -90,15 +118,14 @@ def read_decision(text: str) -> Decision:
 class Toolbox:
     """What the assistant can do in the world. Mail is only put among the drafts: no code here sends it."""
 
-    names: ClassVar[tuple[str, ...]] = ("add_event", "write_mail")
-    calendar: list[Mapping[str, str]] = attrs.Factory(list)
-    mail_drafts: list[Mapping[str, str]] = attrs.Factory(list)
+    calendar: list[AddEvent] = attrs.Factory(list)
+    mail_drafts: list[WriteMail] = attrs.Factory(list)
 
-    def do(self, draft: Tools) -> str:
-        if draft.tool == "add_event":
-            self.calendar.append(draft.arguments)
+    def do(self, call: Call) -> str:
+        if isinstance(call, AddEvent):
+            self.calendar.append(call)
             return "It is in your calendar."
-        self.mail_drafts.append(draft.arguments)
+        self.mail_drafts.append(call)
         return "It is among your drafts. I never send mail: that is yours to do."
 
 
@@ -112,11 +139,17 @@ class Assistant:
     registry: BackendRegistry
     toolbox: Toolbox = attrs.Factory(Toolbox)
     cloud: Callable[[str], Awaitable[str]] | None = None
-    pending: Tools | None = None
+    pending: Call | None = None
     """The draft that waits for a yes or a no."""
 
     async def answer(self, question: str, say: Callable[[str], object]) -> None:  # noqa: ASYNC910
         """Answer by calling ``say`` with the parts of the answer, as they come. A checkpoint if a model is asked."""
+        said: list[str] = []
+
+        def tell(part: str) -> None:
+            said.append(part)
+            say(part)
+
         word = question.strip().lower()
         draft, self.pending = self.pending, None  # whatever is said next, a draft is asked about once
         if word == "yes" and draft is None:
@@ -125,9 +158,11 @@ class Assistant:
             say(self.toolbox.do(draft) if word == "yes" else "Then not.")
         else:
             try:
-                await self.follow(await self.decide(question), question, say)
+                await self.follow(await self.decide(question), question, tell)
             except (BackendError, GateRefused) as error:
-                # Raised before anything was said, or in the middle of it: then it says so. No slot is held here.
+                if any(said):  # what comes now is no continuation of that
+                    say("\n[The answer broke off: forget the above. Once more from the beginning:]\n")
+                # No slot is held here.
                 say(await self.cloud(question) if self.cloud is not None else f"[nobody can answer: {error}]")
 
     async def follow(self, decision: Decision, question: str, say: Callable[[str], object]) -> None:  # noqa: ASYNC910
@@ -135,10 +170,11 @@ class Assistant:
         match decision:
             case Direct(text) | Clarify(text):
                 say(text)
-            case Tools(tool, arguments):
-                self.pending = decision
-                told = ", ".join(f"{name}: {value}" for name, value in arguments.items())
-                say(f"Shall I {tool.replace('_', ' ')} ({told})? yes or no")
+            case Tools(call):
+                self.pending = call
+                # repr: a model's text may hold what makes a terminal hide what is asked here.
+                told = ", ".join(f"{name}: {value!r}" for name, value in attrs.asdict(call).items())
+                say(f"Shall I {name_of(type(call)).replace('_', ' ')} ({told})? yes or no")
             case Route():
                 async with self.registry.stream("reasoner", question, priority=Priority.FOREGROUND) as stream:
                     async for delta in stream:
@@ -199,10 +235,10 @@ SAYS = {
     "What is 2 + 2?": '{"action": "direct", "answer": "Four."}',
     "Why is the sky blue?": '{"action": "route"}',
     "And the other one?": '{"action": "clarify", "question": "Which one do you mean?"}',
-    "Tell Ada that I am late": '{"action": "tools", "tool": "write_mail", "arguments": {"to": "Ada", "text": "late"}}',
+    "Tell Ada that I am late": '{"action": "tools", "call": {"tool": "write_mail", "to": "Ada", "text": "late"}}',
     "Lunch with Bob": "Sure! I will add an event.",  # no JSON: it is asked to repair that
 }
-REPAIRED = '{"action": "tools", "tool": "add_event", "arguments": {"title": "Lunch with Bob"}}'
+REPAIRED = '{"action": "tools", "call": {"tool": "add_event", "title": "Lunch with Bob", "when": "noon"}}'
 
 
 async def pretend(request: httpx.Request) -> httpx.Response:
@@ -242,15 +278,27 @@ async def show(assistant: Assistant) -> None:
     print("drafts:", assistant.toolbox.mail_drafts, "calendar:", assistant.toolbox.calendar)
 
 
+def show_plainly(part: str) -> None:
+    """Print what a model or a server says, without what would steer the terminal."""
+    print("".join(char if char.isprintable() or char == "\n" else "?" for char in part), end="", flush=True)
+
+
 async def talk(assistant: Assistant) -> None:
     """Read questions from the terminal. A checkpoint."""
-    async for line in trio.wrap_file(sys.stdin):
-        await assistant.answer(line, lambda part: print(part, end="", flush=True))
+    while True:
+        print("> ", end="", flush=True)
+        # A thread that is left behind: who presses Ctrl-C doesn't want to press Enter, too.
+        line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+        if not line:
+            return
+        await assistant.answer(line, show_plainly)
         print()
 
 
 async def main() -> None:
     macmini, macbook = os.environ.get("MACMINI"), os.environ.get("MACBOOK")
+    if bool(macmini) is not bool(macbook):
+        sys.exit("set both MACMINI and MACBOOK, each to the URL of its server (the same one twice is fine), or neither")
     if macmini and macbook:
         async with BackendRegistry(roles(macmini, macbook)) as registry:
             await talk(Assistant(registry))
@@ -261,4 +309,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    with contextlib.suppress(KeyboardInterrupt):
+        trio.run(main)

@@ -103,7 +103,12 @@ def test_settings_that_are_none(settings: Any, error: type[Exception], said: str
 SAFE = st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=12)
 
 
-@given(path=SAFE, host=st.sampled_from(["h", "[::1]", "a" * 63, "1.2.3.4"]) | SAFE, name=SAFE, value=SAFE)
+@given(
+    path=st.just("v1") | SAFE,
+    host=st.sampled_from(["h", "[::1]", "a" * 63, "1.2.3.4"]) | SAFE,
+    name=st.just("X-Note") | SAFE,
+    value=st.just("a") | SAFE,
+)
 def test_what_the_constructor_takes_never_fails_later(path: str, host: str, name: str, value: str) -> None:
     """No setting that lies in wait for the first request, or for the end."""
     try:
