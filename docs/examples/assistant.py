@@ -5,7 +5,6 @@ assistant.py`` talks with your servers until Ctrl-C (both must be set; with one 
 these it shows itself with a pretended model, which answers by rules.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -309,5 +308,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         trio.run(main)
+    except* KeyboardInterrupt:  # it may have struck in a task that watches the servers
+        pass
