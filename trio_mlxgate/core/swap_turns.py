@@ -250,12 +250,11 @@ class Turns:
         for model in self._models.values():
             if model.phase is not READY or model.queue.in_flight or model.swap is not None:
                 continue
-            if model.ready_at == -math.inf:
-                # It was there from the start: its life begins with the first event.
-                model.ready_at = now
-                continue
             if model.draining:
                 self._fleet.stop(model, "unloaded", now)
+            elif model.ready_at == -math.inf:
+                # It was there from the start: its life begins with the first event.
+                model.ready_at = now
             elif not model.waiting and self._end_of_life(model) <= now:
                 self._fleet.stop(model, "ttl", now)
 
