@@ -247,7 +247,10 @@ class SwapMachine(RuleBasedStateMachine):
 
 TestSwapMachine = SwapMachine.TestCase
 TestSwapMachine.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 
 
@@ -333,7 +336,11 @@ LONE = st.lists(
 LONGEST_HOLD, LONGEST_LOAD, LONGEST_STOP = 4.0, 6.0, 1.0
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
 @given(
     places=st.sampled_from(PLACES),
     streams=STREAMS,
