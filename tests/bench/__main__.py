@@ -13,7 +13,9 @@ What is measured, all in one process and one run of it:
 - *memory*: what a task takes that waits, by tracemalloc, and what of that a task doesn't take that is parked by hand;
 - *options*: the same gate with one option more, its ratios to the gate as it is shipped;
 - *asyncio*: the gate of trio_mlxgate.anyio on asyncio's own loop, beside what anyio and asyncio have;
-- *position*: one question to the last of many waiters where it stands.
+- *position*: one question to the last of many waiters where it stands;
+- *plan*: which models must go for another one, and *configuration*, what is made of the sets beforehand: see
+  tests/bench/solver.py.
 
 Each is measured in rounds; a round holds one sample of each subject, in random order, each in a run of its own.
 A number is the median over the rounds, a ratio the median of the ratios to the CapacityLimiter within a round, in
@@ -41,6 +43,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from tests.bench import solver
 from tests.bench.measuring import Cell, measure
 from tests.bench.workloads import tables
 
@@ -73,6 +76,11 @@ def main() -> None:
             results[workload.name] = measure(workload, table)
         if not arguments.json:
             _show(table, {workload.name: results[workload.name] for workload in rows})
+    plans = solver.results(quick=arguments.quick, only=arguments.only)
+    results |= plans
+    if plans and not arguments.json:
+        print(f"\nus per plan; ratio to {solver.WRITTEN_DOWN!r} [middle half of the rounds]\n")
+        _rows([solver.OURS, solver.WRITTEN_DOWN], plans)
     if arguments.json:
         print(json.dumps({name: {s: attrs.asdict(c) for s, c in cells.items()} for name, cells in results.items()}))
 
@@ -89,6 +97,14 @@ def _show(table: Table, results: dict[str, dict[str, Cell]]) -> None:
     else:
         for name, cells in results.items():
             print(_row([name, *(_text(cells.get(subject)) for subject in names)]))
+    sys.stdout.flush()
+
+
+def _rows(subjects: list[str], results: dict[str, dict[str, Cell]]) -> None:
+    print(_row(["", *subjects]))
+    print(_row(["---"] * (1 + len(subjects))))
+    for name, cells in results.items():
+        print(_row([name, *(_text(cells.get(subject)) for subject in subjects)]))
     sys.stdout.flush()
 
 
