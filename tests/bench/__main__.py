@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from tests.bench import solver
+from tests.bench import solver, swap
 from tests.bench.measuring import Cell, measure
 from tests.bench.workloads import tables
 
@@ -81,6 +81,11 @@ def main() -> None:
     if plans and not arguments.json:
         print(f"\nus per plan; ratio to {solver.WRITTEN_DOWN!r} [middle half of the rounds]\n")
         _rows([solver.OURS, solver.WRITTEN_DOWN], plans)
+    swaps = swap.results(quick=arguments.quick, only=arguments.only)
+    results |= swaps
+    if swaps and not arguments.json:
+        print(f"\ndecisions per second; ratio to {swap.PARITY!r} [middle half of the rounds]; then one trace\n")
+        _rows([swap.OURS, swap.PARITY, swap.BOUND], swaps)
     if arguments.json:
         print(json.dumps({name: {s: attrs.asdict(c) for s, c in cells.items()} for name, cells in results.items()}))
 

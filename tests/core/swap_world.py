@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+import math
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import attrs
@@ -25,7 +29,7 @@ from trio_mlxgate.core.swap_queue import SwapRequest
 from trio_mlxgate.core.ticket import TicketState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from trio_mlxgate.core.planning import Planner
     from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
@@ -82,7 +86,7 @@ class World:
         self.fates: dict[SwapRequest, str] = {}
         self.granted_at: dict[SwapRequest, float] = {}
         self.stops_told: list[str] = []
-        self.alarm = float("inf")
+        self.alarm = math.inf
         self.log: list[Effect] = []
         # Models that may be stopped though they are busy.
         self.may_cut: set[str] = set()
@@ -229,9 +233,67 @@ class World:
             elif busy := [requests[0] for requests in self.in_flight.values() if requests]:
                 self.end(busy[0])
             elif self.waiting:
-                assert self.alarm < float("inf"), f"nothing is going on, and these wait: {self.waiting}"
+                assert self.alarm < math.inf, f"nothing is going on, and these wait: {self.waiting}"
                 self.now = max(self.now, self.alarm)
                 self.tick()
             else:
                 return
         raise AssertionError("it doesn't come to an end")
+
+
+class Timed:
+    """A world on a clock of its own: loads, stops and requests take the times that they are told to take."""
+
+    def __init__(self, world: World, times: Callable[[str], float]) -> None:
+        self.world = world
+        self.times = times
+        self.order = count()
+        self.happenings: list[tuple[float, int, Callable[[], None]]] = []
+        self.known_loads: dict[str, int] = {}
+        self.known_stops: dict[str, int] = {}
+        self.known: set[SwapRequest] = set()
+        self.holds: dict[SwapRequest, float] = {}
+
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.happenings, (when, next(self.order), what))
+
+    def arrive(self, model: str, priority: int, hold: float) -> None:
+        self.holds[self.world.request(model, priority)] = hold
+
+    def look(self) -> None:
+        """Put what has begun by now on the clock."""
+        world = self.world
+        for model, identity in world.swaps.items():
+            if self.known_loads.get(model) != identity:
+                self.known_loads[model] = identity
+                self.at(
+                    world.now + self.times("load"),
+                    partial(self.load_ends, model, identity),
+                )
+        for model in world.stopping:
+            stop = world.processes[model].stop
+            if stop is not None and self.known_stops.get(model) != stop:
+                self.known_stops[model] = stop
+                self.at(world.now + self.times("stop"), partial(world.stopped, model))
+        for requests in world.in_flight.values():
+            for request in requests:
+                if request not in self.known:
+                    self.known.add(request)
+                    self.at(world.now + self.holds[request], partial(world.end, request))
+
+    def load_ends(self, model: str, identity: int) -> None:
+        if self.world.swaps.get(model) == identity:
+            self.world.loaded(model)
+
+    def run(self) -> None:
+        world = self.world
+        while self.happenings or world.waiting:
+            when = self.happenings[0][0] if self.happenings else math.inf
+            if world.alarm <= when:
+                assert world.alarm < math.inf, f"nothing will happen any more, and these wait: {world.waiting}"
+                world.now = max(world.now, world.alarm)
+                world.tick()
+            else:
+                world.now = when
+                heapq.heappop(self.happenings)[2]()
+            self.look()

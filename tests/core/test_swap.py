@@ -333,6 +333,60 @@ def test_a_model_that_was_loaded_serves_who_waited_before_it_goes() -> None:
     assert is_granted(urgent)
 
 
+def test_a_turn_is_for_all_who_waited_when_the_model_was_loaded() -> None:
+    world = world_of(options=SwapOptions(max_bypass=5.0), a=ModelOptions(limit=1), b=ModelOptions(limit=1))
+    world.request("a")
+    world.loaded("a")
+    mine = [world.request("b") for _ in range(3)]
+    world.now = 5.0
+    world.tick()
+    others = [world.request("a"), world.request("c")]
+    world.end(world.in_flight["a"][0])
+    world.stopped("a")
+    world.loaded("b")
+    world.now = 11.0
+    late = world.request("b")
+    for request in mine:
+        assert is_granted(request)
+        assert world.stopping == []
+        world.end(request)
+    assert world.stopping == ["b"]
+    assert fates(*others, late) == ["waiting"] * 3, "it came after the turn had begun"
+
+
+def test_who_is_left_after_a_turn_is_kept_from_then_on() -> None:
+    world = world_of(options=SwapOptions(max_bypass=5.0, min_residency=0.0), b=ModelOptions(limit=1))
+    world.request("a")
+    world.loaded("a")
+    mine = [world.request("b", BACKGROUND) for _ in range(2)]
+    world.now = 5.0
+    world.tick()
+    world.end(world.in_flight["a"][0])
+    world.stopped("a")
+    world.loaded("b")
+    world.now = 7.0
+    world.request("a", FOREGROUND)
+    world.end(mine[0])
+    assert is_waiting(mine[1])
+    assert world.stopping == ["b"]
+    assert world.alarm == 7.0 + 5.0
+
+
+def test_time_that_a_request_spent_at_the_limit_of_its_own_model_is_no_bypass() -> None:
+    world = world_of(ready=["a"], a=ModelOptions(limit=1))
+    first = world.request("a", BACKGROUND)
+    other = world.request("b", FOREGROUND)
+    second, third = world.request("a", BACKGROUND), world.request("a", BACKGROUND)
+    world.now = 1.0
+    world.cancel(other)
+    world.end(first)
+    assert fates(second, third) == ["granted", "waiting"]
+    world.now = 40.0
+    world.request("b", FOREGROUND)
+    world.end(second)
+    assert world.stopping == ["a"], "the third waits since 40 for another model"
+
+
 def test_the_ready_model_is_closed_to_nobody_for_a_swap_that_needs_another_place() -> None:
     world = world_of(TWO_PLACES, SwapOptions(max_bypass=5.0), ready=["a", "b"])
     world.request("a")
@@ -348,7 +402,7 @@ def test_the_ready_model_is_closed_to_nobody_for_a_swap_that_needs_another_place
 
 
 def test_a_model_that_is_in_use_stays_for_min_residency() -> None:
-    world = world_of(options=SwapOptions(min_residency=10.0))
+    world = world_of(options=SwapOptions(min_residency=10.0, in_use_for=1.0))
     first = world.request("a", BACKGROUND)
     world.loaded("a")
     world.request("b", FOREGROUND)
@@ -389,6 +443,19 @@ def test_max_bypass_wins_over_min_residency() -> None:
     assert is_waiting(world.request("a"))
     world.end(first)
     assert world.stopping == ["a"]
+
+
+def test_by_default_a_model_stays_as_long_as_its_load_took() -> None:
+    world = world_of()
+    world.request("a", BACKGROUND)
+    world.now = 20.0
+    world.loaded("a")
+    world.request("b", FOREGROUND)
+    world.now = 39.0
+    assert is_granted(world.request("a", BACKGROUND))
+    assert world.alarm == 40.0
+    world.now = 40.0
+    assert is_waiting(world.request("a", BACKGROUND))
 
 
 # ---- priorities ----

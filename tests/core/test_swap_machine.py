@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import os
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.core.swap_world import Places, World
+from tests.core.swap_world import Places, Timed, World
 from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
 from trio_mlxgate.core.swap_state import Phase
 from trio_mlxgate.core.ticket import TicketState
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from trio_mlxgate.core.swap_queue import SwapRequest
 
 EXAMPLES = int(os.environ.get("MLXGATE_EXAMPLES", "200"))
 
@@ -37,7 +30,7 @@ PRIORITIES = st.sampled_from([None, 0, 50, 100, 100])
 OPTIONS = st.builds(
     SwapOptions,
     max_bypass=st.sampled_from([0.0, 5.0, 30.0, math.inf]),
-    min_residency=st.sampled_from([0.0, 0.0, 3.0, 60.0]),
+    min_residency=st.sampled_from([None, 0.0, 3.0, 60.0]),
     in_use_for=st.sampled_from([0.0, 1.0]),
     reserve=st.sampled_from([True, True, False]),
     abort_unwanted=st.booleans(),
@@ -257,67 +250,6 @@ TestSwapMachine.settings = settings(
 # ---- how long anybody waits at most ----
 
 
-class Timed:
-    """A world on a clock of its own: loads, stops and requests take the times that they are told to take."""
-
-    def __init__(self, world: World, times: Callable[[str], float]) -> None:
-        self.world = world
-        self.times = times
-        self.order = count()
-        self.happenings: list[tuple[float, int, Callable[[], None]]] = []
-        self.known_loads: dict[str, int] = {}
-        self.known_stops: dict[str, int] = {}
-        self.known: set[SwapRequest] = set()
-        self.holds: dict[SwapRequest, float] = {}
-
-    def at(self, when: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self.happenings, (when, next(self.order), what))
-
-    def arrive(self, model: str, priority: int, hold: float) -> None:
-        # Before the request: it may be granted at once.
-        self.next_hold = hold
-        self.holds[self.world.request(model, priority)] = hold
-
-    def look(self) -> None:
-        """Put what has begun by now on the clock."""
-        world = self.world
-        for model, identity in world.swaps.items():
-            if self.known_loads.get(model) != identity:
-                self.known_loads[model] = identity
-                self.at(
-                    world.now + self.times("load"),
-                    partial(self.load_ends, model, identity),
-                )
-        for model in world.stopping:
-            stop = world.processes[model].stop
-            if stop is not None and self.known_stops.get(model) != stop:
-                self.known_stops[model] = stop
-                self.at(world.now + self.times("stop"), partial(world.stopped, model))
-        for requests in world.in_flight.values():
-            for request in requests:
-                if request not in self.known:
-                    self.known.add(request)
-                    hold = self.holds.get(request, getattr(self, "next_hold", 0.0))
-                    self.at(world.now + hold, partial(world.end, request))
-
-    def load_ends(self, model: str, identity: int) -> None:
-        if self.world.swaps.get(model) == identity:
-            self.world.loaded(model)
-
-    def run(self) -> None:
-        world = self.world
-        while self.happenings or world.waiting:
-            when = self.happenings[0][0] if self.happenings else math.inf
-            if world.alarm <= when:
-                assert world.alarm < math.inf, f"nothing will happen any more, and these wait: {world.waiting}"
-                world.now = max(world.now, world.alarm)
-                world.tick()
-            else:
-                world.now = when
-                heapq.heappop(self.happenings)[2]()
-            self.look()
-
-
 STREAMS = st.lists(
     st.tuples(
         st.integers(0, 5),  # which model
@@ -346,11 +278,11 @@ LONGEST_HOLD, LONGEST_LOAD, LONGEST_STOP = 4.0, 6.0, 1.0
     streams=STREAMS,
     lone=LONE,
     max_bypass=st.sampled_from([0.0, 2.0, 10.0]),
-    min_residency=st.sampled_from([0.0, 5.0, 100.0]),
+    min_residency=st.sampled_from([None, 0.0, 5.0, 100.0]),
     random=st.randoms(use_true_random=False),
 )
 def test_everybody_is_served_within_the_bound(
-    places: Places, streams: Any, lone: Any, max_bypass: float, min_residency: float, random: Any
+    places: Places, streams: Any, lone: Any, max_bypass: float, min_residency: float | None, random: Any
 ) -> None:
     names = places.models
     options = SwapOptions(max_bypass=max_bypass, min_residency=min_residency, in_use_for=3.0)

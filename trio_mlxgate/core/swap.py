@@ -170,9 +170,7 @@ class SwapScheduler:
                 model.ready_at = now
                 model.loaded_by = identity
                 model.loads.append(now - swap.loading_since)
-            model.kept_since = None
-            # Whoever waits for another model: a load serves those first that it was for.
-            self._turns.serve(model, model.queue.let_in(math.inf, now), now)
+            self._turns.begin_turn(model, now)
         return self._settle(now)
 
     def on_stopped(self, identity: int, now: float, error: str = "") -> list[Effect]:

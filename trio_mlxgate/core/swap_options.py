@@ -18,6 +18,11 @@ def _check_seconds(_: object, attribute: attrs.Attribute[float], seconds: object
     check_seconds(attribute.name, seconds)
 
 
+def _check_seconds_or_none(_: object, attribute: attrs.Attribute[Any], seconds: Any) -> None:
+    if seconds is not None:
+        check_seconds(attribute.name, seconds)
+
+
 def _check_bool(_: object, attribute: attrs.Attribute[bool], value: object) -> None:
     check_bool(attribute.name, value)
 
@@ -83,11 +88,13 @@ class SwapOptions:
     max_bypass: float = attrs.field(default=30.0, validator=_check_seconds)
     """So long a loaded model may serve newcomers while somebody waits for another one; inf: for ever."""
 
-    min_residency: float = attrs.field(default=0.0, validator=_check_seconds)
-    """So long a model that was just loaded stays, if it is in use. ``max_bypass`` wins over it."""
+    min_residency: float | None = attrs.field(default=None, validator=_check_seconds_or_none)
+    """So long a model that was just loaded stays, if it is in use; None: as long as that load took, so that no more
+    than half of the time goes into loads. ``max_bypass`` wins over it."""
 
-    in_use_for: float = attrs.field(default=1.0, validator=_check_seconds)
-    """For ``min_residency``: a model counts as in use for so long after its last request has ended."""
+    in_use_for: float = attrs.field(default=0.0, validator=_check_seconds)
+    """For ``min_residency``: a model counts as in use for so long after its last request has ended, since who works
+    with it may think for a moment before the next one."""
 
     reserve: bool = attrs.field(default=True, validator=_check_bool)
     """Whether who is better placed reserves what it waits for: a ready model takes none of a worse priority that would
@@ -109,4 +116,4 @@ class SwapOptions:
     @classmethod
     def parity(cls) -> SwapOptions:
         """Decide as llama-swap's scheduler does. Its models' options are ``max_waiting=0``: at the limit it refuses."""
-        return cls(max_bypass=math.inf, reserve=False, abort_unwanted=False, overlap=False)
+        return cls(max_bypass=math.inf, min_residency=0.0, reserve=False, abort_unwanted=False, overlap=False)

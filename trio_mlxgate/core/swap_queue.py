@@ -107,14 +107,13 @@ class ModelQueue(Admission[SwapRequest]):
         self._grant(request, now)
         return older
 
-    def let_in(self, cutoff: float, now: float) -> list[SwapRequest]:
-        """Serve from the head of the line as many as the limit allows and whose priority is not worse than ``cutoff``.
+    def open(self, now: float) -> list[SwapRequest]:
+        """From now on all are served, as many at once as the limit allows. Returns whom that let in."""
+        return self.set_capacity(self.limit, now) if self.capacity != self.limit or self._line.length else []
 
-        With inf the queue is open from then on, else it is shut behind them. Returns whom that let in.
-        """
-        if cutoff == math.inf:
-            return self.set_capacity(self.limit, now) if self.capacity != self.limit or self._line.length else []
-        allowed = min(self.limit, self.in_flight + self.waiting_up_to(cutoff))
+    def let_in(self, count: int, now: float) -> list[SwapRequest]:
+        """Serve so many from the head of the line, as far as the limit allows; the others wait on. Returns them."""
+        allowed = min(self.limit, self.in_flight + count)
         granted = self.set_capacity(allowed, now) if allowed > self.in_flight else []
         self.capacity = 0
         return granted

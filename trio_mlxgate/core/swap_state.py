@@ -73,6 +73,8 @@ class ModelState:
     """Somebody unloads it: it stops when its last request has ended."""
     cutoff: float = -math.inf
     """The worst priority that it serves now; inf: it is open to all, -inf: to none."""
+    turn: int = 0
+    """How many of those who waited when it was loaded it has still to serve before it goes for an overdue claim."""
     kept_since: float | None = None
     """Since when other models have kept somebody of its queue waiting; None: nobody is kept."""
     ready_at: float = -math.inf

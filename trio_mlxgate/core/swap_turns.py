@@ -47,14 +47,22 @@ class Turns:
 
     def serve(self, model: ModelState, granted: Iterable[SwapRequest], now: float) -> bool:
         """These were let in by the queue of a model. Whether there were any."""
-        any_granted = False
+        count = 0
         for request in granted:
-            any_granted = True
+            count += 1
             self._fleet.effects.append(Grant(request))
-        if any_granted:
+        if count:
             model.last_grant = now
-            model.kept_since = None
-        return any_granted
+            model.turn = max(0, model.turn - count)
+            if model.cutoff > -math.inf:
+                model.kept_since = None
+        return count > 0
+
+    def begin_turn(self, model: ModelState, now: float) -> None:
+        """A model was loaded: whoever waits for another one, first those are served that it was loaded for."""
+        model.kept_since = None
+        model.turn = model.waiting
+        self.serve(model, model.queue.open(now), now)
 
     # ---- the claims ----
 
@@ -85,11 +93,14 @@ class Turns:
 
     def resident(self, model: ModelState, now: float) -> bool:
         """Whether a model has been loaded so recently that it stays, and is in use."""
-        return (
-            model.phase is READY
-            and now < model.ready_at + self._options.min_residency
-            and model.in_use(now, self._options.in_use_for)
-        )
+        return model.phase is READY and now < self.stays_until(model) and model.in_use(now, self._options.in_use_for)
+
+    def stays_until(self, model: ModelState) -> float:
+        """Until when a ready model stays if it is in use."""
+        residency = self._options.min_residency
+        if residency is None:
+            residency = model.loads[-1] if model.loads else 0.0
+        return model.ready_at + residency
 
     def undisturbed(self, model: ModelState) -> bool:
         """Whether a model may serve as it is: ready, neither brought nor unloaded, and nothing has to go for it."""
@@ -123,19 +134,24 @@ class Turns:
         done = False
         if self._closing:
             for model in serving:
-                done |= self._serve(model, self._cutoff(model, closers.get(model.name, []), now), now)
+                done |= self._serve(model, closers.get(model.name, ()), now)
         if not done:
             done = self._start(claims, now)
         if not self._closing:
             for model in self._models.values():
                 if self.undisturbed(model):
-                    self._serve(model, math.inf, now)
+                    self._serve(model, (), now)
         self._note_kept(now)
         return done
 
-    def _serve(self, model: ModelState, cutoff: float, now: float) -> bool:
-        model.cutoff = cutoff
-        return self.serve(model, model.queue.let_in(cutoff, now), now)
+    def _serve(self, model: ModelState, closers: Iterable[ModelState], now: float) -> bool:
+        """Let in whom a ready model may serve while these want it gone. Whether there was anybody."""
+        worst, overdue = self._closed_by(model, closers, now)
+        model.cutoff = -math.inf if overdue else worst
+        if model.cutoff == math.inf:
+            return self.serve(model, model.queue.open(now), now)
+        allowed = model.queue.waiting_up_to(worst)
+        return self.serve(model, model.queue.let_in(min(allowed, model.turn) if overdue else allowed, now), now)
 
     def _closers(self, wanting: list[ModelState]) -> dict[str, list[ModelState]]:
         """For each model the claims that want it gone, best rank first."""
@@ -152,17 +168,17 @@ class Turns:
         except PlanRefused:
             return None
 
-    def _cutoff(self, model: ModelState, closers: list[ModelState], now: float) -> float:
-        """The worst priority that a ready model may serve while these want it gone."""
+    def _closed_by(self, model: ModelState, closers: Iterable[ModelState], now: float) -> tuple[float, bool]:
+        """The worst priority that a ready model may serve while these want it gone, and whether its turn ends now."""
         overdue = self.overdue(model, now)
-        cutoff = math.inf
+        worst = math.inf
+        ends = False
         for claim in closers:
             if self.overdue(claim, now):
-                if not overdue or self.rank(claim, now) < self.rank(model, now):
-                    return -math.inf
+                ends = ends or not overdue or self.rank(claim, now) < self.rank(model, now)
             elif self._options.reserve and not overdue and not self.resident(model, now):
-                cutoff = min(cutoff, claim.queue.head().priority)
-        return cutoff
+                worst = min(worst, claim.queue.head().priority)
+        return worst, ends
 
     def _start(self, claims: list[ModelState], now: float) -> bool:
         """Begin the first swap that may begin. Without reservations: all that may."""
@@ -171,7 +187,7 @@ class Turns:
         done = False
         for claim in claims:
             if self.undisturbed(claim):
-                done |= not self._closing and self._serve(claim, math.inf, now)
+                done |= not self._closing and self._serve(claim, (), now)
                 continue
             try:
                 plan = self._fleet.plan_now(claim)
@@ -274,10 +290,10 @@ class Turns:
                     alarm = min(alarm, due)
             elif model.phase is READY and not model.queue.in_flight and model.swap is None:
                 alarm = min(alarm, self._end_of_life(model))
-        if anybody and self._options.min_residency:
+        if anybody:
             for model in self._models.values():
                 if self.resident(model, now):
-                    alarm = min(alarm, model.ready_at + self._options.min_residency)
+                    alarm = min(alarm, self.stays_until(model))
                     if not model.queue.in_flight and not model.waiting:
                         alarm = min(alarm, model.last_end + self._options.in_use_for)
         return alarm
