@@ -4,10 +4,12 @@
 cancelled, while so many others wait for seven other models: four events. Beside it the same in parity mode, where
 nobody is closed out and nothing is reserved.
 
-*trace*: two hours of four models that take turns in one place, with bursts, a load of 20 s and a stop of 2 s, the same
-for all; evictions, and how long requests wait. *FIFO parity* decides as llama-swap does, but queues at the limit.
-The *offline bound* of evictions knows the whole trace beforehand: so many swaps are needed by whoever lets nobody wait
-longer than ours did at most. That of the waits gives each model a place of its own.
+*busy* and *steady* are made traces of four models that take turns in one place, two hours long: what is shown is how
+many were stopped for others, and how long requests wait. A load takes 20 s and a stop 2 s. In the busy one each model
+has quiet times and bursts; in the steady one the first is never idle, and the others are wanted now and then. *FIFO
+parity* decides as llama-swap does, but queues at the limit. The *offline bound* of evictions knows the whole trace
+beforehand: so many are needed by whoever lets nobody wait longer than ours did at most. That of the waits gives each
+model a place of its own.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ class Arrival:
     hold: float
 
 
-def trace(seconds: float) -> list[Arrival]:
-    """Each model has quiet times and bursts; a third of the requests has a person who waits."""
+def busy(seconds: float) -> list[Arrival]:
+    """Each model has quiet times and bursts; behind a third of the requests a person waits."""
     arrivals = []
     for number, model in enumerate("abcd"):
         dice = random.Random(number)
@@ -63,6 +65,18 @@ def trace(seconds: float) -> list[Arrival]:
     return sorted(arrivals, key=lambda arrival: arrival.when)
 
 
+def steady(seconds: float) -> list[Arrival]:
+    """One model has a request every two seconds that takes three; each other one has a request every ten minutes."""
+    dice = random.Random(0)
+    arrivals = [Arrival(2.0 * number, "a", 100, 3.0) for number in range(int(seconds / 2))]
+    for model in "bcd":
+        now = dice.expovariate(1 / 600)
+        while now < seconds:
+            arrivals.append(Arrival(now, model, 100, dice.uniform(1, 6)))
+            now += dice.expovariate(1 / 600)
+    return sorted(arrivals, key=lambda arrival: arrival.when)
+
+
 def results(*, quick: bool, only: str = "") -> dict[str, dict[str, Cell]]:
     """All rows whose name contains ``only``."""
     found: dict[str, dict[str, Cell]] = {}
@@ -70,8 +84,9 @@ def results(*, quick: bool, only: str = "") -> dict[str, dict[str, Cell]]:
         name = f"decisions of a swap, {queued} queued, per second"
         if only in name:
             found[name] = _decisions(queued, quick=quick)
-    if only in "swap trace, evictions, mean and longest wait":
-        found |= _played(trace(600.0 if quick else 7200.0))
+    for name, made in {"busy": busy, "steady": steady}.items():
+        if only in f"swap, {name} trace":
+            found |= _played(f"swap, {name} trace", made(600.0 if quick else 7200.0))
     return found
 
 
@@ -119,27 +134,27 @@ def _per_second(options: SwapOptions, queued: int, times: int) -> float:
 # ---- what decisions are worth ----
 
 
-def _played(arrivals: Sequence[Arrival]) -> dict[str, dict[str, Cell]]:
+def _played(name: str, arrivals: Sequence[Arrival]) -> dict[str, dict[str, Cell]]:
     evictions: dict[str, Cell] = {}
     means: dict[str, Cell] = {}
     longest: dict[str, Cell] = {}
     people: dict[str, Cell] = {}
-    for name, options in SUBJECTS.items():
+    for subject, options in SUBJECTS.items():
         world, waits = play(arrivals, options, Places(*"abcd"))
-        evictions[name] = _plain(world.scheduler.statistics(world.now).evictions)
-        means[name] = _plain(statistics.fmean(waits))
-        longest[name] = _plain(max(waits))
-        people[name] = _plain(statistics.fmean(_of_people(arrivals, waits)))
+        evictions[subject] = _plain(world.scheduler.statistics(world.now).evictions)
+        means[subject] = _plain(statistics.fmean(waits))
+        longest[subject] = _plain(max(waits))
+        people |= _of_people(subject, arrivals, waits)
     _, waits = play(arrivals, SwapOptions(), Places("abcd"))
     evictions[BOUND] = _plain(least_evictions(arrivals, longest[OURS].value))
     means[BOUND] = _plain(statistics.fmean(waits))
     longest[BOUND] = _plain(max(waits))
-    people[BOUND] = _plain(statistics.fmean(_of_people(arrivals, waits)))
+    people |= _of_people(BOUND, arrivals, waits)
     return {
-        "swap trace, evictions": evictions,
-        "swap trace, mean wait, s": means,
-        "swap trace, mean wait of people, s": people,
-        "swap trace, longest wait, s": longest,
+        f"{name}, evictions": evictions,
+        f"{name}, mean wait, s": means,
+        f"{name}, mean wait of people, s": people,
+        f"{name}, longest wait, s": longest,
     }
 
 
@@ -167,8 +182,9 @@ def least_evictions(arrivals: Sequence[Arrival], longest: float) -> int:
     return max(0, chain - 1)
 
 
-def _of_people(arrivals: Sequence[Arrival], waits: Sequence[float]) -> list[float]:
-    return [wait for arrival, wait in zip(arrivals, waits, strict=True) if not arrival.priority]
+def _of_people(subject: str, arrivals: Sequence[Arrival], waits: Sequence[float]) -> dict[str, Cell]:
+    people = [wait for arrival, wait in zip(arrivals, waits, strict=True) if not arrival.priority]
+    return {subject: _plain(statistics.fmean(people))} if people else {}
 
 
 def _plain(value: float) -> Cell:

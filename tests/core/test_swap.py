@@ -354,6 +354,33 @@ def test_a_turn_is_for_all_who_waited_when_the_model_was_loaded() -> None:
     assert fates(*others, late) == ["waiting"] * 3, "it came after the turn had begun"
 
 
+def test_two_places_that_become_free_at_once_are_both_taken() -> None:
+    places = Places(("a", "b"), ("big",))  # type: ignore[arg-type]
+    world = world_of(places, ready=["big"])
+    running = world.request("big")
+    world.request("a")
+    world.request("b")
+    world.end(running)
+    world.stopped("big")
+    assert world.loading == ["a", "b"]
+
+
+def test_a_model_that_drains_for_another_one_isnt_spared_because_its_requests_end() -> None:
+    world = world_of(TWO_PLACES, SwapOptions(max_bypass=5.0), ready=["a", "b"])
+    draining = [world.request("a"), world.request("a")]
+    world.now = 1.0
+    world.request("b")
+    world.request("c")
+    world.now = 6.0
+    world.tick()
+    assert is_waiting(world.request("a"))
+    world.end(draining[0])
+    assert is_waiting(world.request("a")), "it is still the one that was used least recently"
+    assert is_granted(world.request("b"))
+    world.end(draining[1])
+    assert world.stopping == ["a"]
+
+
 def test_who_is_left_after_a_turn_is_kept_from_then_on() -> None:
     world = world_of(options=SwapOptions(max_bypass=5.0, min_residency=0.0), b=ModelOptions(limit=1))
     world.request("a")

@@ -37,6 +37,8 @@ class Turns:
         # Which ready models nothing has to go for, as long as the same models are considered.
         self._undisturbed: dict[str, bool] = {}
         self._undisturbed_among: list[str] = []
+        # What was planned in this step, in which nothing has changed yet.
+        self._planned: dict[str, Plan | PlanRefused] = {}
 
     def settle(self, now: float) -> None:
         """Bring about all that may be brought about now."""
@@ -124,6 +126,7 @@ class Turns:
 
     def _step(self, now: float) -> bool:
         """Serve, or begin swaps. Whether anything was done: then all that was computed is void."""
+        self._planned.clear()
         claims = self.claims(now)
         serving = [model for model in self._models.values() if self.undisturbed(model)]
         closers = self._closers([model for model in claims if model not in serving]) if self._closing else {}
@@ -157,16 +160,21 @@ class Turns:
         """For each model the claims that want it gone, best rank first."""
         closers: dict[str, list[ModelState]] = {}
         for claim in wanting:
-            for name in self.evictions(claim) or ():
+            plan = self._planned[claim.name] = self._plan(claim)
+            for name in () if isinstance(plan, PlanRefused) else self._fleet.evictions(claim, plan):
                 closers.setdefault(name, []).append(claim)
         return closers
 
     def evictions(self, claim: ModelState) -> tuple[str, ...] | None:
         """What must go for a claim; None: something would have to that is pinned."""
+        plan = self._plan(claim)
+        return None if isinstance(plan, PlanRefused) else self._fleet.evictions(claim, plan)
+
+    def _plan(self, claim: ModelState) -> Plan | PlanRefused:
         try:
-            return self._fleet.evictions(claim, self._fleet.plan_now(claim))
-        except PlanRefused:
-            return None
+            return self._fleet.plan_now(claim)
+        except PlanRefused as refusal:
+            return refusal
 
     def _closed_by(self, model: ModelState, closers: Iterable[ModelState], now: float) -> tuple[float, bool]:
         """The worst priority that a ready model may serve while these want it gone, and whether its turn ends now."""
@@ -189,10 +197,9 @@ class Turns:
             if self.undisturbed(claim):
                 done |= not self._closing and self._serve(claim, (), now)
                 continue
-            try:
-                plan = self._fleet.plan_now(claim)
-            except PlanRefused as refusal:
-                self._refuse(claim, str(refusal))
+            plan = self._planned.get(claim.name) or self._plan(claim)
+            if isinstance(plan, PlanRefused):
+                self._refuse(claim, str(plan))
                 return True
             evict = self._fleet.evictions(claim, plan)
             if self._may_start(claim, evict, now) and self._disturbs_nobody(claim, evict, held, worlds):
