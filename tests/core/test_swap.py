@@ -299,6 +299,23 @@ def test_a_model_that_was_closed_opens_again_if_its_closer_leaves() -> None:
     assert is_granted(worse)
 
 
+def test_who_was_kept_longer_is_served_before_the_model_goes() -> None:
+    world = world_of(options=SwapOptions(max_bypass=20.0), ready=["a"])
+    world.request("a", BACKGROUND)
+    first = world.request("b", FOREGROUND)
+    world.now = 1.0
+    kept = world.request("a", BACKGROUND)
+    world.now = 2.0
+    world.request("c", FOREGROUND)
+    world.cancel(first)
+    assert is_waiting(kept)
+    # Both are overdue by now, and the one for a was kept longer than the one for c.
+    world.now = 23.0
+    world.tick()
+    assert is_granted(kept)
+    assert is_waiting(world.request("a", FOREGROUND))
+
+
 def test_the_longest_kept_goes_first_whatever_its_priority() -> None:
     world = world_of(ready=["a"])
     running = world.request("a")
