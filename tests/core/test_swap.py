@@ -366,8 +366,10 @@ def test_a_turn_is_for_all_who_waited_when_the_model_was_loaded() -> None:
     for request in mine:
         assert is_granted(request)
         assert world.stopping == []
+        world.now += 1.0
         world.end(request)
     assert world.stopping == ["b"]
+    assert world.alarm == 11.0 + 5.0, "the turn of the others is no turn of its own"
     assert fates(*others, late) == ["waiting"] * 3, "it came after the turn had begun"
 
 
