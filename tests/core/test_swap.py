@@ -664,6 +664,15 @@ def test_two_places_are_filled_anew_side_by_side() -> None:
     assert world.loading == ["c", "d"]
 
 
+def test_what_is_being_stopped_takes_no_place_in_the_plan_of_another_one() -> None:
+    world = world_of(Places("abx", "cx", "cd", "abd"), ready=["a", "b", "x"])
+    world.request("c")
+    assert world.stopping == ["a", "b"]
+    # Beside a and b, which are on their way out, d could do without c; beside c it can't do with x.
+    world.request("d")
+    assert world.stopping == ["a", "b", "x"]
+
+
 def test_a_load_waits_for_what_others_stop_if_it_may_not_be_beside_it() -> None:
     world = world_of(Places("ab", "cd"), ready=["a", "b"])
     world.request("c")
@@ -736,6 +745,18 @@ def test_a_model_goes_after_its_ttl() -> None:
     world.tick()
     assert world.stopping == ["a"]
     assert is_waiting(world.request("a")), "a grant never meets a process that stops"
+
+
+def test_a_model_that_somebody_waits_for_has_no_ttl() -> None:
+    places = Places(("x", "y"), ("big",))  # type: ignore[arg-type]
+    world = world_of(places, ready=["x", "y"], x=ModelOptions(ttl=10.0))
+    world.request("y")
+    big = world.request("big", FOREGROUND)
+    waits = world.request("x", BACKGROUND)
+    world.tick(20.0)
+    assert world.stopping == []
+    world.cancel(big)
+    assert is_granted(waits)
 
 
 def test_one_that_was_there_from_the_start_has_its_ttl_from_the_first_event() -> None:

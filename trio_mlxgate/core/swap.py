@@ -287,8 +287,6 @@ class SwapScheduler:
         self._refuse(model, reason, "")
         if model.swap is None and model.phase is Phase.READY and model.queue.in_flight and not at_once:
             model.draining = True
-            model.cutoff = -math.inf
-            model.queue.shut()
             return
         self._stop(model, "unloaded", now)
         if model.phase is Phase.OFF:
