@@ -25,14 +25,16 @@ from trio_mlxgate.core.swap_effects import (
     StartSwap,
     StopModel,
 )
+from trio_mlxgate.core.swap_options import ModelOptions
 from trio_mlxgate.core.swap_queue import SwapRequest
 from trio_mlxgate.core.ticket import TicketState
+from trio_mlxgate.priority import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from trio_mlxgate.core.planning import Planner
-    from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
+    from trio_mlxgate.core.swap_options import SwapOptions
 
 
 class Places:
@@ -297,3 +299,49 @@ class Timed:
                 world.now = when
                 heapq.heappop(self.happenings)[2]()
             self.look()
+
+
+# ---- scenarios ----
+
+ONE_PLACE = Places("a", "b", "c", "d")
+TWO_PLACES = Places("ab", "ac", "ad", "bc", "bd", "cd")
+FOREGROUND, BACKGROUND = Priority.FOREGROUND, Priority.BACKGROUND
+
+
+def world_of(
+    places: Places = ONE_PLACE,
+    options: SwapOptions | None = None,
+    *,
+    ready: Iterable[str] = (),
+    **models: ModelOptions,
+) -> World:
+    return World(places, {name: models.get(name, ModelOptions()) for name in places.models}, options, ready=ready)
+
+
+def fates(*requests: SwapRequest) -> list[str]:
+    return [request.state.value for request in requests]
+
+
+def is_waiting(request: SwapRequest) -> bool:
+    return request.state is TicketState.WAITING
+
+
+def is_granted(request: SwapRequest) -> bool:
+    return request.state is TicketState.GRANTED
+
+
+def is_refused(request: SwapRequest) -> bool:
+    return request.state is TicketState.REJECTED
+
+
+def kinds(world: World) -> list[str]:
+    """What was told since this was last asked, without the alarms."""
+    told = [effect for effect in world.log if not isinstance(effect, Ring | Queued)]
+    world.log.clear()
+    words = []
+    for effect in told:
+        if isinstance(effect, Grant | Refuse):
+            words.append(f"{type(effect).__name__} {effect.request.model}")
+        else:
+            words.append(f"{type(effect).__name__} {effect.model}")
+    return words

@@ -12,10 +12,11 @@ What is decided:
 - in that order a claim starts a swap if what must go for it may go: models with requests in flight may not, nor those
   that come for somebody who waits. A claim *closes* the ready models that must go for it, to requests of a worse
   priority, or to all once it was kept for ``max_bypass``; and claims after it don't take what it waits for;
-- a model that was loaded first serves those who waited, as many as its limit allows, whoever waits for another one.
+- a model that was loaded stays as long as its load took, if it is in use, and closes for no priority until then. For a
+  claim that was kept for ``max_bypass`` it goes once it has served all who waited when it was loaded: its *turn*.
 
 So a claim is kept for ``max_bypass``, then for the turns of the claims that were kept longer, each of them a load, the
-requests that it serves at once, and a stop, and then for its own stop and load. docs/swap.md says it for users.
+requests that waited for it, and a stop, and then for its own stop and load. docs/swap.md says it for users.
 """
 
 from __future__ import annotations
