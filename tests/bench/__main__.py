@@ -15,7 +15,8 @@ What is measured, all in one process and one run of it:
 - *asyncio*: the gate of trio_mlxgate.anyio on asyncio's own loop, beside what anyio and asyncio have;
 - *position*: one question to the last of many waiters where it stands;
 - *plan*: which models must go for another one, and *configuration*, what is made of the sets beforehand: see
-  tests/bench/solver.py.
+  tests/bench/solver.py;
+- *swap*: decisions on models that take turns, and what they are worth: see tests/bench/swap.py.
 
 Each is measured in rounds; a round holds one sample of each subject, in random order, each in a run of its own.
 A number is the median over the rounds, a ratio the median of the ratios to the CapacityLimiter within a round, in
@@ -43,7 +44,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from tests.bench import solver
+from tests.bench import solver, swap
 from tests.bench.measuring import Cell, measure
 from tests.bench.workloads import tables
 
@@ -81,6 +82,11 @@ def main() -> None:
     if plans and not arguments.json:
         print(f"\nus per plan; ratio to {solver.WRITTEN_DOWN!r} [middle half of the rounds]\n")
         _rows([solver.OURS, solver.WRITTEN_DOWN], plans)
+    swaps = swap.results(quick=arguments.quick, only=arguments.only)
+    results |= swaps
+    if swaps and not arguments.json:
+        print(f"\ndecisions per second; ratio to {swap.PARITY!r} [middle half of the rounds]; then made traces\n")
+        _rows([swap.OURS, swap.PARITY, swap.BOUND], swaps)
     if arguments.json:
         print(json.dumps({name: {s: attrs.asdict(c) for s, c in cells.items()} for name, cells in results.items()}))
 
