@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.core.eager import TooMany, expand
-from tests.models.vectors import each, load
+from tests.models.recorded import Ours, check, named
+from tests.models.vectors import each, load, with_note
 from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.matrix import Matrix
 from trio_mlxgate.core.set_expressions import SetExpressionError, tokenize
+from trio_mlxgate.core.ticket import TicketState
 
 if TYPE_CHECKING:
     from tests.models.vectors import Vector
@@ -120,7 +122,17 @@ def test_evict_costs_by_short_names(vector: Vector) -> None:
         assert matrix.evictions("lone", [model]).cost == cost
 
 
-# ---- better than recorded: no note of these kinds speaks of a weakness, but these two are ----
+@each("fifo")
+def test_fifo(vector: Vector) -> None:
+    check(vector)
+
+
+@each("fifo_random")
+def test_fifo_random(vector: Vector) -> None:
+    check(vector)
+
+
+# ---- better than recorded ----
 
 
 @each("solver")
@@ -140,3 +152,22 @@ def test_what_their_expander_refused_for_its_size_is_solved(vector: Vector) -> N
     for model in vector["models"]:
         plan = matrix.evictions(model, [])
         assert model in plan.target_set
+
+
+@pytest.mark.parametrize("name", [*with_note("fifo", "WEAKNESS"), *with_note("fifo_random", "WEAKNESS")])
+def test_where_llama_swap_says_that_it_is_weak_nobody_starves(name: str) -> None:
+    vector = named(name)
+    starved = set(vector["steps"][-1]["expect"]["queue"])
+    assert starved, "in the recording somebody waits for ever"
+    ours = Ours(vector)
+    ours.play(vector)
+    waiting = [ours.requests[one] for one in starved if ours.requests[one].state is TicketState.WAITING]
+    ours.tick(30.0)
+    for model in {request.model for request in ours.in_flight()}:
+        assert ours.request(f"late {model}", model).state is TicketState.WAITING, (
+            "closed after max_bypass at the latest"
+        )
+    for request in ours.in_flight():
+        ours.end(request)
+    ours.work()
+    assert {request.state for request in waiting} <= {TicketState.GRANTED}

@@ -1,4 +1,4 @@
-"""The swap scheduler against outcomes recorded from llama-swap's, in parity mode, and what ours does better."""
+"""Plays what was recorded of llama-swap's scheduler to ours: in its way, in parity mode, and in our own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.models.vectors import OWN, each, load, vectors, with_note
+from tests.models.vectors import OWN, load, vectors
 from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.matrix import Matrix
 from trio_mlxgate.core.planning import Plan, Planner
@@ -216,19 +216,6 @@ def repr_of(effect: dict[str, Any]) -> str:
     return repr(sorted(effect.items()))
 
 
-@each("fifo")
-def test_fifo(vector: Vector) -> None:
-    check(vector)
-
-
-@each("fifo_random")
-def test_fifo_random(vector: Vector) -> None:
-    check(vector)
-
-
-# ---- better than theirs ----
-
-
 class Ours:
     """Plays the steps of a recording to the scheduler as it is by default, with a second between them."""
 
@@ -290,88 +277,6 @@ class Ours:
                 self.tell(self.scheduler.on_stopped(self.stops.popitem()[1], self.now))
             while self.loads:
                 self.tell(self.scheduler.on_swap_done(self.loads.popitem()[1], self.now))
-
-
-@pytest.mark.parametrize("name", [*with_note("fifo", "WEAKNESS"), *with_note("fifo_random", "WEAKNESS")])
-def test_where_llama_swap_says_that_it_is_weak_nobody_starves(name: str) -> None:
-    vector = named(name)
-    starved = set(vector["steps"][-1]["expect"]["queue"])
-    assert starved, "in the recording somebody waits for ever"
-    ours = Ours(vector)
-    ours.play(vector)
-    waiting = [ours.requests[one] for one in starved if ours.requests[one].state is TicketState.WAITING]
-    ours.tick(30.0)
-    for model in {request.model for request in ours.in_flight()}:
-        assert ours.request(f"late {model}", model).state is TicketState.WAITING, (
-            "closed after max_bypass at the latest"
-        )
-    for request in ours.in_flight():
-        ours.end(request)
-    ours.work()
-    assert {request.state for request in waiting} <= {TicketState.GRANTED}
-
-
-def test_a_better_priority_closes_the_fast_path() -> None:
-    vector = named("lab_starvation_even_high_priority")
-    ours = Ours(vector)
-    ours.request("a1", "a")
-    ours.request("b1", "b")
-    assert ours.request("a2", "a").state is TicketState.WAITING, "there it is served at once"
-    ours.end(ours.requests["a1"])
-    ours.work()
-    assert ours.requests["b1"].state is TicketState.GRANTED
-
-
-def test_a_lower_one_doesnt_take_the_place_at_drain() -> None:
-    ours = Ours(named("lab_priority_inversion_on_drain"))
-    for name, model in [("x1", "x"), ("y1", "y"), ("h1", "hi"), ("l1", "lo")]:
-        ours.request(name, model)
-    ours.end(ours.requests["y1"])
-    assert not ours.stops, "there the lower one takes its place"
-    ours.end(ours.requests["x1"])
-    ours.work()
-    assert ours.requests["h1"].state is TicketState.GRANTED
-
-
-def test_a_stale_success_grants_nothing() -> None:
-    ours = Ours(named("lab_stale_success_after_unload"))
-    ours.request("r1", "a")
-    older = ours.loads["a"]
-    ours.tell(ours.scheduler.on_unload(["a"], ours.now, at_once=True))
-    newer = ours.request("r2", "a")
-    ours.tell(ours.scheduler.on_stopped(ours.stops.pop("a"), ours.now))
-    ours.tell(ours.scheduler.on_swap_done(older, ours.now))
-    assert newer not in ours.in_flight(), "there it is granted while the process isn't ready"
-    ours.work()
-    assert newer in ours.in_flight()
-
-
-def test_a_load_that_nobody_waits_for_is_given_up() -> None:
-    ours = Ours(named("lab_cancel_sole_waiter_swap_continues"))
-    ours.request("r1", "a")
-    ours.request("r2", "b")
-    ours.tell(ours.scheduler.on_cancel(ours.requests["r1"], ours.now))
-    assert list(ours.stops) == ["a"], "there b waits for the whole load of a"
-    ours.work()
-    assert ours.requests["r2"].state is TicketState.GRANTED
-
-
-def test_two_slots_are_filled_side_by_side() -> None:
-    ours = Ours(named("lab_two_slots_replacement_is_serial"))
-    ours.request("c1", "c")
-    ours.request("d1", "d")
-    assert sorted(ours.stops) == ["a", "b"], "there d waits until c has been served"
-    ours.work()
-    assert [ours.requests[name].state for name in ("c1", "d1")] == [TicketState.GRANTED] * 2
-
-
-def test_nothing_is_granted_after_the_shutdown() -> None:
-    ours = Ours(named("lab_shutdown_then_swap_done"))
-    request = ours.request("r1", "a")
-    load = ours.loads["a"]
-    ours.tell(ours.scheduler.on_shutdown(ours.now))
-    assert not [effect for effect in ours.scheduler.on_swap_done(load, ours.now) if isinstance(effect, Grant)]
-    assert request.state is TicketState.REJECTED
 
 
 def named(name: str) -> Vector:
