@@ -92,7 +92,6 @@ def test_how_late_a_server_is_seen(ready_after: float) -> None:
 
 def test_a_pulse() -> None:
     pulse = Pulse(0.0, 30.0)
-    assert pulse.well
     assert not pulse.looked(True, 10.0)
     assert pulse.looked(False, 20.0)
     assert not pulse.well

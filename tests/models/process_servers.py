@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import trio
 
-from trio_mlxgate.models import ProcessConfig, RestartSettings
+from trio_mlxgate.models import ModelProcess, ModelState, ProcessConfig, RestartSettings
 
 ECHO: Final = [sys.executable, "-m", "trio_mlxgate", "echo-server", "--port", "${PORT}", "--service-time", "0.05"]
 
@@ -93,9 +93,14 @@ def wait_none_with(token: str, within: float = 10.0) -> None:
         time.sleep(0.02)
 
 
+def at(process: ModelProcess) -> ModelState:
+    """Its state, of which mypy doesn't think that it stays what it was."""
+    return process.state
+
+
 async def until(condition: Any, within: float = 10.0) -> None:
     with trio.fail_after(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - it can only be looked at
             await trio.sleep(0.005)
 
 

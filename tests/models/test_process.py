@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.limits import ends_within
-from tests.models.process_servers import ECHO, SOON, config, is_alive, server, until
+from tests.models.process_servers import ECHO, SOON, at, config, is_alive, server, until
 from trio_mlxgate.models import (
     ModelCrashed,
     ModelEvent,
@@ -51,10 +51,9 @@ def events(changes: list[StateChange]) -> list[str]:
 async def test_the_echo_server_from_its_start_to_its_end() -> None:
     changes: list[StateChange] = []
     async with ModelProcess(config(ECHO, name="echo"), on_change=changes.append) as process:
-        assert process.state is ModelState.STOPPED
-        assert process.pid is None
+        assert at(process) is ModelState.STOPPED
         base_url = await process.ensure_ready()
-        assert process.state is ModelState.READY
+        assert at(process) is ModelState.READY
         assert process.healthy
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{base_url}/health")).status_code == 200
@@ -66,12 +65,12 @@ async def test_the_echo_server_from_its_start_to_its_end() -> None:
         assert is_alive(pid)
         assert is_alive(guard)
         await process.stop()
-        assert process.state is ModelState.STOPPED
+        assert at(process) is ModelState.STOPPED
         assert not is_alive(pid)
         assert not is_alive(guard)
         assert await process.ensure_ready()
         assert process.pid != pid
-    assert process.state is ModelState.SHUT_DOWN
+    assert at(process) is ModelState.SHUT_DOWN
     assert events(changes) == ["start", "answer", "stop", "exit"] * 2 + ["shut down"]
     assert {change.model for change in changes} == {"echo"}
 
@@ -97,7 +96,7 @@ async def test_who_asks_and_leaves_stops_nobody() -> None:
         with trio.move_on_after(0.05) as scope:
             await process.ensure_ready()
         assert scope.cancelled_caught
-        assert process.state is ModelState.STARTING
+        assert at(process) is ModelState.STARTING
         await process.ensure_ready()
 
 
@@ -112,7 +111,7 @@ async def test_who_asks_while_it_is_stopping_gets_the_next_one() -> None:
             await until(lambda: process.state is ModelState.STOPPING)
             for _ in range(3):
                 nursery.start_soon(process.ensure_ready)
-        assert process.state is ModelState.READY
+        assert at(process) is ModelState.READY
         assert process.pid != first
         assert events(changes) == ["start", "answer", "stop", "exit", "start", "answer"]
 
@@ -131,7 +130,7 @@ async def test_who_waits_for_a_start_that_is_stopped_is_told_so() -> None:
             nursery.start_soon(ask)
             await until(lambda: process.output.tail(1) == ("loading",))
             await process.stop()
-        assert process.state is ModelState.STOPPED
+        assert at(process) is ModelState.STOPPED
     assert [error.output for error in said] == [("loading",)] * 2
     assert said[0] is not said[1], "each has its own traceback"
 
@@ -151,7 +150,7 @@ async def test_a_crash_at_the_start_is_told_with_its_last_words() -> None:
         assert error.output[-2:] == ("line 49", "no such model")
         assert error.retry_after is not None
         assert 0 < error.retry_after <= 0.5
-        assert process.state is ModelState.FAILED
+        assert at(process) is ModelState.FAILED
         # Until it may be tried again, it isn't.
         with pytest.raises(ModelStartFailed, match="no such model"):
             await process.ensure_ready()
@@ -162,7 +161,7 @@ async def test_a_crash_at_the_start_is_told_with_its_last_words() -> None:
         assert events(changes) == ["start", "give up"] * 2
         # Stopping forgets it.
         await process.stop()
-        assert process.state is ModelState.STOPPED
+        assert at(process) is ModelState.STOPPED
         with pytest.raises(ModelStartFailed):
             await process.ensure_ready()
 
@@ -246,7 +245,7 @@ async def test_ready_after_300_ms_is_seen_soon() -> None:
             config(server("time.sleep(0.3)", "say('at', time.monotonic())")), on_change=note
         ) as process:
             await process.ensure_ready()
-            await until(lambda process=process: process.output.tail(1))  # type: ignore[misc]
+            await until(lambda process=process: process.output.tail(1))
             listening = float(process.output.tail(1)[0].split()[1])
             late.append(seen[0] - listening)
             await process.stop(now=True)
@@ -295,7 +294,7 @@ async def test_killed_in_the_middle_it_is_noticed_at_once_and_started_again() ->
         os.kill(pid, signal.SIGKILL)
         await until(lambda: noticed)
         assert noticed[0] - killed < 0.5
-        assert process.state is ModelState.STARTING
+        assert at(process) is ModelState.STARTING
         await process.ensure_ready()
         assert process.pid not in (pid, None)
         assert events(changes) == ["start", "answer", "crash", "answer"]
@@ -320,7 +319,7 @@ async def test_a_crash_loop_is_given_up() -> None:
         assert caught.value.exit_status == 3
         await process.wait_stopped()
         await trio.sleep(0.2)
-        assert process.state is ModelState.FAILED, "nobody has asked"
+        assert at(process) is ModelState.FAILED, "nobody has asked"
 
 
 async def test_without_restarts_a_crash_is_a_failure() -> None:
@@ -345,7 +344,7 @@ async def test_stopped_in_the_pause_before_a_restart() -> None:
             nursery.start_soon(is_told_that_it_was_unloaded, process, "it was stopped")
             await trio.sleep(0.05)
             await process.stop()
-        assert process.state is ModelState.STOPPED
+        assert at(process) is ModelState.STOPPED
         await process.ensure_ready()
 
 
@@ -358,7 +357,7 @@ async def test_a_server_that_falls_silent_is_not_well_and_in_the_end_dead() -> N
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         await until(lambda: not process.healthy)
-        assert process.state is ModelState.READY
+        assert at(process) is ModelState.READY
         os.kill(pid, signal.SIGCONT)
         await until(lambda: process.healthy)
         os.kill(pid, signal.SIGSTOP)

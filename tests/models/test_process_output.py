@@ -150,6 +150,25 @@ async def test_megabytes_of_output_block_nobody() -> None:
 
 
 @pytest.mark.integration
+async def test_what_it_writes_while_it_is_stopped_by_a_cancellation_is_read_too() -> None:
+    """It would block else, and have to be killed."""
+    say_much = "[os.write(1, b'y' * 999 + bytes([10])) for _ in range(1000)]"
+    last_words = f"lambda *_: ({say_much}, os.write(1, b'all said'), os._exit(0))"
+    armed = f"signal.signal(signal.SIGTERM, {last_words})"
+    start = 0.0
+    process = ModelProcess(config(server(armed), stop_grace=20.0))
+    with trio.CancelScope() as scope:
+        async with process:
+            await process.ensure_ready()
+            start = time.monotonic()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert time.monotonic() - start < 10
+    assert process.output.tail(1) == ("all said",)
+    assert process.output.count == 1001
+
+
+@pytest.mark.integration
 async def test_stdout_and_stderr_in_their_order_over_restarts() -> None:
     both = "say('out 1'); print('err 1', file=sys.stderr, flush=True); say('out 2'); sys.stdout.write('no end')"
     async with ModelProcess(config(server(both, "sys.stdout.flush()"))) as process:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.limits import ends_within
-from tests.models.process_servers import GRANDCHILD, config, is_alive, server, until, wait_gone
+from tests.models.process_servers import GRANDCHILD, at, config, is_alive, server, until, wait_gone
 from trio_mlxgate.models import ModelProcess, ModelState
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def test_now_means_at_once_also_when_it_is_being_stopped_already() -> None
             nursery.start_soon(process.stop)
             await until(lambda: process.state is ModelState.STOPPING)
             await trio.sleep(0.1)
-            assert process.state is ModelState.STOPPING
+            assert at(process) is ModelState.STOPPING
             await process.stop(now=True)
         assert time.monotonic() - start < 10
 
@@ -89,9 +89,9 @@ async def test_who_stops_it_and_leaves_has_stopped_it() -> None:
         pid = await pid_of(process)
         with trio.move_on_after(0.05):
             await process.stop()
-        assert process.state is ModelState.STOPPING
+        assert at(process) is ModelState.STOPPING
         await process.wait_stopped()
-        assert process.state is ModelState.STOPPED
+        assert at(process) is ModelState.STOPPED
         assert not is_alive(pid)
 
 

@@ -35,6 +35,7 @@ _LOOK_AT_PARENT = 1.0
 _GROUP_GONE = 1.0
 """Seconds that are waited for a group that was killed to go."""
 _LOOK_AT_GROUP = 0.01
+_LOOK_AT_GROUP_AT_MOST = 0.1
 
 
 def main() -> int:
@@ -67,6 +68,7 @@ def main() -> int:
     os.close(beginning)
 
     watched = [0, woken, begun]
+    pause = _LOOK_AT_GROUP
     told = lost = False
     status = None
     while not lost:
@@ -77,7 +79,9 @@ def main() -> int:
                 _tell(report, f"exited {status}")
         if status is not None and (not told or _is_gone(server)):
             break
-        ready, _, _ = select.select(watched, [], [], _LOOK_AT_PARENT if status is None else _LOOK_AT_GROUP)
+        ready, _, _ = select.select(watched, [], [], _LOOK_AT_PARENT if status is None else pause)
+        if status is not None:
+            pause = min(1.5 * pause, _LOOK_AT_GROUP_AT_MOST)
         if woken in ready:
             _read(woken)
         if begun in ready:
@@ -164,7 +168,22 @@ def _is_gone(group: int) -> bool:
         os.killpg(group, 0)
     except OSError:
         return True  # nobody is left; on macOS: nobody who is alive
-    return False
+    # On Linux the dead count too until they are reaped, which in containers may take long, or for ever.
+    try:
+        processes = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+    except OSError:
+        return False
+    return not any(_is_alive_in(group, process) for process in processes)
+
+
+def _is_alive_in(group: int, process: str) -> bool:
+    try:
+        with open(f"/proc/{process}/stat", "rb") as told:
+            # Its name stands in parentheses, and may be anything; then: state, parent, group.
+            state, _, its_group = told.read().rpartition(b")")[2].split()[:3]
+    except (OSError, ValueError):
+        return False
+    return int(its_group) == group and state not in b"ZX"
 
 
 if __name__ == "__main__":

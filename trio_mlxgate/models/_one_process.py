@@ -98,8 +98,10 @@ class OneProcess:
     async def tend(self, server: GuardedProcess) -> None:
         """Read what it writes, watch it, and stop it. Always a checkpoint."""
         silent = trio.Event()
+        # Shielded: also one that is stopped because we are cancelled writes, and would block if nobody read.
+        reading = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read, server, silent)
+            nursery.start_soon(self._read, server, silent, reading)
             end = _End("asked")
             try:
                 end = await self._watch(server)
@@ -112,17 +114,17 @@ class OneProcess:
                     server.kill()
                     with trio.move_on_after(_LAST_WORDS):
                         await silent.wait()
-                nursery.cancel_scope.cancel()
+                reading.cancel()
                 self._output.end_line()
             if end.why == "late" and self._owner.state is ModelState.STARTING:
                 self._owner.crashed(ModelStartTooSlow, end.reason, None)
 
-    async def _read(self, server: GuardedProcess, silent: trio.Event | None = None) -> None:
-        """Keep what a process writes, until nobody can write any more. Always a checkpoint."""
-        await trio.lowlevel.checkpoint()
-        while data := await server.receive_output():
-            self._output.feed(data)
-        if silent is not None:
+    async def _read(self, server: GuardedProcess, silent: trio.Event, scope: trio.CancelScope) -> None:
+        """Keep what a process writes, until nobody can write any more, within a scope. Always a checkpoint."""
+        with scope:
+            await trio.lowlevel.checkpoint()
+            while data := await server.receive_output():
+                self._output.feed(data)
             silent.set()
 
     async def _watch(self, server: GuardedProcess) -> _End:
@@ -217,23 +219,31 @@ class OneProcess:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(no_longer)
-                nursery.start_soon(self._tell_to_go, server)
+                told = trio.Event()
+                nursery.start_soon(self._tell_to_go, server, told)
                 await server.wait_gone()
+                # What tells it to go may have something to say at the end.
+                with trio.move_on_after(_LAST_WORDS):
+                    await told.wait()
                 nursery.cancel_scope.cancel()
 
-    async def _tell_to_go(self, server: GuardedProcess) -> None:
+    async def _tell_to_go(self, server: GuardedProcess, told: trio.Event) -> None:
         """SIGTERM, or the command for it; SIGTERM too if that fails. Always a checkpoint."""
         await trio.lowlevel.checkpoint()
         config = self._config
         if not config.stop_words:
             server.terminate()
+            told.set()
             return
         server.expect_end()
         words = [filled(word, {"PORT": self._port, "PID": server.pid}) for word in config.stop_words]
         try:
             async with GuardedProcess(words, env=self._env, cwd=config.cwd) as command, trio.open_nursery() as nursery:
-                nursery.start_soon(self._read, command)
+                silent = trio.Event()
+                nursery.start_soon(self._read, command, silent, trio.CancelScope())
                 await command.wait_ended()
+                with trio.move_on_after(_LAST_WORDS):
+                    await silent.wait()
                 nursery.cancel_scope.cancel()
             problem = "" if command.exit_status == 0 else f"it ended with status {command.exit_status}"
         except NotStarted as error:
@@ -241,6 +251,7 @@ class OneProcess:
         if problem:
             _logger.warning("model %r: its cmd_stop failed: %s; SIGTERM instead", config.name, problem)
             server.terminate()
+        told.set()
 
 
 def _signal_name(number: int) -> str:
