@@ -40,8 +40,8 @@ def wrong_value(place: str, expected: str, value: object) -> NoReturn:
 
 
 def check_seconds(place: str, value: object, *, above_0: bool = False, finite: bool = False) -> float:
-    """Return the value if it is a number of seconds >= 0, or > 0."""
-    expected = f"seconds {'>' if above_0 else '>='} 0" + ("" if finite else " (inf: no limit)")
+    """Return the value if it is a number of seconds >= 0, or > 0; inf, for no limit, unless it must be finite."""
+    expected = f"seconds {'>' if above_0 else '>='} 0"
     if isinstance(value, bool) or not isinstance(value, int | float):
         wrong_type(place, expected, value)
     if not (0 <= value <= _LONGEST or (value == math.inf and not finite)) or (above_0 and value == 0):
@@ -224,7 +224,8 @@ class ProcessConfig:
 
     def place(self, field: str) -> str:
         """Where a setting stands, for messages."""
-        return f"models.{self.name}.{field}"
+        plain = self.name.replace("-", "").replace("_", "").isalnum()
+        return f"models.{self.name if plain else repr(self.name)}.{field}"
 
     def __attrs_post_init__(self) -> None:
         check_name(self.name)
