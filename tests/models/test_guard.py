@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import pytest
 import trio
 
@@ -215,7 +216,6 @@ ignored = [s.name for s in known if signal.getsignal(s) == signal.SIG_IGN]
 say("fds", sorted(int(fd) for fd in os.listdir("/dev/fd") if int(fd) < 100))
 say("stdin", os.readlink("/dev/fd/0") if os.path.islink("/dev/fd/0") else "/dev/null", sys.stdin.read() == "")
 say("signals", sorted(ignored), mask)
-say("locale", os.environ.get("LC_CTYPE"))
 say("session", os.getsid(0) == os.getppid(), os.getpgid(0) == os.getpid())
 """
     held, spare = os.pipe()
@@ -229,7 +229,6 @@ say("session", os.getsid(0) == os.getppid(), os.getpgid(0) == os.getpid())
             assert said["stdin"] == "/dev/null True"
             # Those that Python ignores itself.
             assert said["signals"] == "['SIGPIPE', 'SIGXFSZ'] set()"
-            assert said["locale"] == str(os.environ.get("LC_CTYPE"))
             assert said["session"] == "True True"
     finally:
         os.close(held)
@@ -246,6 +245,37 @@ async def test_a_program_that_is_no_python_has_its_signals_as_usual() -> None:
         status = dict(re.findall(r"(Sig\w+):\t(\w+)", "\n".join(process.output.tail(99))))
         assert int(status["SigIgn"], 16) == 0
         assert int(status["SigBlk"], 16) == 0
+
+
+@pytest.mark.parametrize("locale", [None, "C", "C.UTF-8"])
+async def test_the_locale_is_what_it_was(monkeypatch: pytest.MonkeyPatch, locale: str | None) -> None:
+    for name in ("LANG", "LC_ALL", "LC_CTYPE"):
+        # There Python sets LC_CTYPE.
+        monkeypatch.delenv(name, raising=False)
+    if locale is not None:
+        monkeypatch.setenv("LC_CTYPE", locale)
+    shown = config(["sh", "-c", ": ${PORT}; echo LC_CTYPE is ${LC_CTYPE-not set}; sleep 60"])
+    async with ModelProcess(attrs.evolve(shown, check=None)) as process:
+        await process.ensure_ready()
+        await until(lambda: process.output.count == 1)
+        assert process.output.tail(1) == (f"LC_CTYPE is {locale or 'not set'}",)
+
+
+def test_the_guard_kills_the_group_at_the_end_of_the_pipe_though_we_live(token: str) -> None:
+    report, theirs = os.pipe()
+    command = [sys.executable, "-I", "-S", "-c", "import os, time; os.fork(); time.sleep(60)", token]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", GUARD, str(theirs), "", *command], stdin=subprocess.PIPE, pass_fds=(theirs,)
+    ) as guard:
+        os.close(theirs)
+        with open(report) as said:
+            assert guard.stdin is not None
+            while len(with_token(token)) < 3:
+                time.sleep(0.01)
+            guard.stdin.close()
+            assert guard.wait(20) == 128 + signal.SIGKILL
+            assert said.read().endswith("exited -9\n")
+    wait_none_with(token)
 
 
 @pytest.mark.parametrize(

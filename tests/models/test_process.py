@@ -162,8 +162,10 @@ async def test_a_crash_at_the_start_is_told_with_its_last_words() -> None:
         # Stopping forgets it.
         await process.stop()
         assert at(process) is ModelState.STOPPED
-        with pytest.raises(ModelStartFailed):
+        with pytest.raises(ModelStartFailed) as caught:
             await process.ensure_ready()
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after <= 0.5, "as after the first one"
 
 
 @pytest.mark.parametrize(
@@ -317,6 +319,7 @@ async def test_a_crash_loop_is_given_up() -> None:
         ) as caught:
             await process.ensure_ready()
         assert caught.value.exit_status == 3
+        assert caught.value.output == ("again",), "what earlier processes wrote is not its"
         await process.wait_stopped()
         await trio.sleep(0.2)
         assert at(process) is ModelState.FAILED, "nobody has asked"

@@ -172,7 +172,7 @@ class ProcessConfig:
       TypeError, ValueError: at once, for a bad setting: "models.qwen.start_timeout: expected seconds > 0, got 'ten'".
     """
 
-    name: str = attrs.field()
+    name: str = attrs.field(validator=lambda _, __, value: check_name(value))
     """The model's name, in errors and log lines."""
 
     command: str | Sequence[str] = attrs.field()
@@ -228,7 +228,6 @@ class ProcessConfig:
         return f"models.{self.name if plain else repr(self.name)}.{field}"
 
     def __attrs_post_init__(self) -> None:
-        check_name(self.name)
         place = self.place
         object.__setattr__(self, "words", split_command(place("command"), self.command))
         object.__setattr__(self, "env", _given(place("env"), self.env))
