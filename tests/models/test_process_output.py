@@ -77,6 +77,13 @@ def test_cuts_change_nothing(pieces: list[bytes], lines: int) -> None:
     assert len(cut.tail(99)) == min(lines, cut.count)
 
 
+def test_lines_from_elsewhere_do_not_come_into_the_middle_of_one() -> None:
+    output = fed(b"one\nbeg")
+    output.add_lines(["elsewhere"])
+    output.feed(b"un\n")
+    assert output.tail(9) == ("one", "elsewhere", "begun")
+
+
 async def test_readers_get_all_from_where_they_begin() -> None:
     output = fed(b"one\ntwo\n")
     got: dict[str, list[OutputLine]] = {"all": [], "new": []}

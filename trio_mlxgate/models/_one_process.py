@@ -13,11 +13,11 @@ from trio_mlxgate.core.lifecycle import ModelState
 from trio_mlxgate.models.checking import look
 from trio_mlxgate.models.errors import ModelCrashed, ModelStartFailed, ModelStartTooSlow
 from trio_mlxgate.models.guarded import GuardedProcess, NotStarted
+from trio_mlxgate.models.output import Output
 from trio_mlxgate.models.settings import filled
 
 if TYPE_CHECKING:
     from trio_mlxgate.models.errors import ModelFailed
-    from trio_mlxgate.models.output import Output
     from trio_mlxgate.models.settings import ProcessConfig
 
 _logger: Final = logging.getLogger("trio_mlxgate.models")
@@ -101,7 +101,7 @@ class OneProcess:
         # Shielded: also one that is stopped because we are cancelled writes, and would block if nobody read.
         reading = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read, server, silent, reading)
+            nursery.start_soon(_read, server, self._output, silent, reading)
             end = _End("asked")
             try:
                 end = await self._watch(server)
@@ -118,14 +118,6 @@ class OneProcess:
                 self._output.end_line()
             if end.why == "late" and self._owner.state is ModelState.STARTING:
                 self._owner.crashed(ModelStartTooSlow, end.reason, None)
-
-    async def _read(self, server: GuardedProcess, silent: trio.Event, scope: trio.CancelScope) -> None:
-        """Keep what a process writes, until nobody can write any more, within a scope. Always a checkpoint."""
-        with scope:
-            await trio.lowlevel.checkpoint()
-            while data := await server.receive_output():
-                self._output.feed(data)
-            silent.set()
 
     async def _watch(self, server: GuardedProcess) -> _End:
         """Wait until it has ended, or is to be ended. Always a checkpoint."""
@@ -237,10 +229,12 @@ class OneProcess:
             return
         server.expect_end()
         words = [filled(word, {"PORT": self._port, "PID": server.pid}) for word in config.stop_words]
+        # Another pipe: its lines must not come into the middle of the server's.
+        said = Output(lines=self._config.output_lines)
         try:
             async with GuardedProcess(words, env=self._env, cwd=config.cwd) as command, trio.open_nursery() as nursery:
                 silent = trio.Event()
-                nursery.start_soon(self._read, command, silent, trio.CancelScope())
+                nursery.start_soon(_read, command, said, silent, trio.CancelScope())
                 await command.wait_ended()
                 with trio.move_on_after(_LAST_WORDS):
                     await silent.wait()
@@ -248,10 +242,21 @@ class OneProcess:
             problem = "" if command.exit_status == 0 else f"it ended with status {command.exit_status}"
         except NotStarted as error:
             problem = str(error)
+        finally:
+            self._output.add_lines(said.tail(self._config.output_lines))
         if problem:
             _logger.warning("model %r: its cmd_stop failed: %s; SIGTERM instead", config.name, problem)
             server.terminate()
         told.set()
+
+
+async def _read(server: GuardedProcess, output: Output, silent: trio.Event, scope: trio.CancelScope) -> None:
+    """Keep what a process writes, until nobody can write any more, within a scope. Always a checkpoint."""
+    with scope:
+        await trio.lowlevel.checkpoint()
+        while data := await server.receive_output():
+            output.feed(data)
+        silent.set()
 
 
 def _signal_name(number: int) -> str:

@@ -10,6 +10,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
 _ENDS: Final = re.compile(rb"\r\n|\n|\r")
@@ -94,6 +95,12 @@ class Output:
         while len(self._begun) > self._line_length:
             self._keep(self._begun[: self._line_length])
             self._begun = self._begun[self._line_length :]
+        self._tell()
+
+    def add_lines(self, lines: Iterable[str]) -> None:
+        """Whole lines from elsewhere have come; a line that is begun goes on after them."""
+        for line in lines:
+            self._keep(line.encode()[: self._line_length])
         self._tell()
 
     def end_line(self) -> None:
