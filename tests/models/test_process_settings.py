@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,25 @@ def test_ports_are_lent_to_one_and_the_oldest_goes_first() -> None:
     pool.give_back(second)
     pool.give_back(first)
     assert pool.take() == second
+    pool.give_back(second)
+    pool.give_back(third)
     with pytest.raises(ValueError, match="was not lent"):
         pool.give_back(first)
     with pytest.raises(ValueError, match="was not lent"):
         pool.give_back(80)
+
+
+def test_two_pools_never_lend_the_same_port() -> None:
+    one, other = PortPool(5760, 5761), PortPool(5760, 5761)
+    ports = {one.take(), other.take()}
+    assert ports == {5760, 5761}
+    for pool in (one, other):
+        with pytest.raises(NoFreePort):
+            pool.take()
+        for port in ports:
+            with suppress(ValueError):
+                pool.give_back(port)
+        assert pool.free == 2
 
 
 @pytest.mark.integration

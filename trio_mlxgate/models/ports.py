@@ -24,8 +24,9 @@ class NoFreePort(OSError):
 class PortPool:
     """The ports from ``first`` to ``last``. The one that was given back longest ago is lent first.
 
-    A port that somebody else listens on is passed over. Whether one is free can change before the server listens on
-    it: that server then ends, most likely, with an error that says so.
+    A port that somebody else listens on is passed over, and so is one that a pool of another process has lent: two
+    programs that start servers at once would else give both the same port, and take the answer of one for that of
+    both. A foreign program may still come in between: the server then ends, most likely, with an error that says so.
     """
 
     def __init__(self, first: int = 5800, last: int = 5999) -> None:
@@ -39,6 +40,7 @@ class PortPool:
         self._first = first
         self._last = last
         self._free = deque(range(first, last + 1))
+        self._locks: dict[int, socket.socket] = {}
 
     @property
     def free(self) -> int:
@@ -53,15 +55,21 @@ class PortPool:
         """
         for _ in range(len(self._free)):
             port = self._free.popleft()
-            if _nobody_listens_on(port):
-                return port
+            lock = _lock_of(port)
+            if lock is not None:
+                if _nobody_listens_on(port):
+                    self._locks[port] = lock
+                    return port
+                lock.close()
             self._free.append(port)
         raise NoFreePort(errno.EADDRINUSE, f"no port from {self._first} to {self._last} is free: give a larger range")
 
     def give_back(self, port: int) -> None:
         """Nobody uses the port any more. Raises ValueError: it was not lent."""
-        if port in self._free or not self._first <= port <= self._last:
+        lock = self._locks.pop(port, None)
+        if lock is None:
             raise ValueError(f"port {port} was not lent by this pool")
+        lock.close()
         self._free.append(port)
 
     @contextmanager
@@ -86,6 +94,20 @@ def current_port_pool() -> PortPool:
         pool = PortPool()
         _pool.set(pool)
         return pool
+
+
+def _lock_of(port: int) -> socket.socket | None:
+    """A socket that one process of this machine can have at a time, and that goes with it; None: another one has it.
+
+    It is that of the port's number in UDP, which servers of HTTP don't use.
+    """
+    lock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        lock.bind(("127.0.0.1", port))
+    except OSError:
+        lock.close()
+        return None
+    return lock
 
 
 def _nobody_listens_on(port: int) -> bool:
