@@ -65,6 +65,7 @@ LAYERS: Final[dict[str, int]] = {
     "_echo_protocol": 3,
     "echo_server": 3,
     "backends": 3,
+    "models": 3,
     "_config_values": 4,
     "config": 4,
     "testing": 5,

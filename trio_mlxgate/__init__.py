@@ -8,7 +8,7 @@
 #       threads, refusals, driver, parties, crossings, outposts, portal, base_gate, gate, mlx, anyio, options,
 #       endpoint_gates, _response_body, _gated_stream, _family, _rewrite, _fallback, _drain, _transport, httpx,
 #       httpx2    act
-#   L3  echo_server, backends
+#   L3  echo_server, backends, models
 #   L4  _config_values, config
 #   L5  testing, commands, __main__
 

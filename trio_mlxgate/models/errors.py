@@ -1,0 +1,96 @@
+"""What is raised of models that are started and stopped.
+
+::
+
+    BackendError
+     └── ModelError                a model could not be had; it is named, and the last lines of its output are told
+          ├── ModelUnloaded        it was stopped while one waited for it, or nobody runs it any more (HTTP 503)
+          └── ModelFailed          its server did not come up, or crashed too often (HTTP 503)
+               ├── ModelStartFailed     it could not be started, or ended before it was ready
+               │    └── ModelStartTooSlow    it was not ready in time; also a trio.TooSlowError (HTTP 504)
+               └── ModelCrashed         it crashed, and is not started again by itself
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import trio
+
+from trio_mlxgate.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ModelError(BackendError):
+    """A model could not be had. ``backend`` is its name."""
+
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "model_error"
+
+    output: tuple[str, ...]
+    """The last lines that its server wrote, oldest first."""
+
+    def __init__(
+        self, message: str = "", *, model: str = "", retry_after: float | None = None, output: Sequence[str] = ()
+    ) -> None:
+        self.output = tuple(output)
+        said = "".join(f"\n  {line}" for line in self.output)
+        super().__init__(
+            f"{message}; the last that it wrote:{said}" if said else message, backend=model, retry_after=retry_after
+        )
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.backend
+
+
+class ModelUnloaded(ModelError):
+    """The model was stopped while one waited for it, or nobody runs it any more."""
+
+    code: ClassVar[str] = "model_unloaded"
+
+
+class ModelFailed(ModelError):
+    """The model's server did not come up, or crashed too often.
+
+    ``retry_after`` is when it may be tried again: until then it isn't started, whoever asks.
+    """
+
+    code: ClassVar[str] = "model_failed"
+
+    exit_status: int | None
+    """The exit status of its process, negative for a signal; None if it had to be ended, or never began."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        model: str = "",
+        retry_after: float | None = None,
+        output: Sequence[str] = (),
+        exit_status: int | None = None,
+    ) -> None:
+        super().__init__(message, model=model, retry_after=retry_after, output=output)
+        self.exit_status = exit_status
+
+
+class ModelStartFailed(ModelFailed):
+    """The model's server could not be started, or ended before it was ready."""
+
+    code: ClassVar[str] = "model_start_failed"
+
+
+class ModelStartTooSlow(ModelStartFailed, trio.TooSlowError, TimeoutError):
+    """The model's server was not ready within its ``start_timeout``, and has been stopped."""
+
+    status: ClassVar[int] = 504
+    code: ClassVar[str] = "model_start_too_slow"
+
+
+class ModelCrashed(ModelFailed):
+    """The model's server ended by itself after it had been ready, and is not started again by itself."""
+
+    code: ClassVar[str] = "model_crashed"

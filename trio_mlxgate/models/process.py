@@ -1,0 +1,403 @@
+"""A model's server as a process of ours: started when it is wanted, watched, started again, and never left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from trio_mlxgate.core.backoff import Restarts
+from trio_mlxgate.core.lifecycle import Lifecycle, ModelEvent, ModelState, StateChange
+from trio_mlxgate.models._one_process import OneProcess
+from trio_mlxgate.models.errors import ModelCrashed, ModelStartFailed, ModelUnloaded
+from trio_mlxgate.models.guarded import NotStarted
+from trio_mlxgate.models.output import Output
+from trio_mlxgate.models.ports import NoFreePort, PortPool, current_port_pool
+from trio_mlxgate.models.settings import ProcessConfig, filled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+    from typing import Self
+
+    from trio_mlxgate.models.errors import ModelError, ModelFailed
+
+_logger: Final = logging.getLogger("trio_mlxgate.models")
+
+LAST_LINES: Final = 20
+"""Lines of output that an error tells."""
+
+_LEFT: Final = "nobody runs it any more"
+
+
+@attrs.frozen(kw_only=True)
+class _Failure:
+    """Why a model is not to be had."""
+
+    kind: type[ModelFailed]
+    reason: str
+    exit_status: int | None
+    at: float
+    """When it may be tried again."""
+
+
+@attrs.define(eq=False)
+class _Start:
+    """A start, for all who wait for it."""
+
+    settled: trio.Event = attrs.field(factory=trio.Event)
+    error: Callable[[], ModelError] | None = None
+    """Makes the error for one of them; None: it is ready."""
+
+    def settle(self, error: Callable[[], ModelError] | None = None) -> None:
+        if not self.settled.is_set():
+            self.error = error
+            self.settled.set()
+
+    async def wait(self) -> None:
+        """Wait for it, and raise what came of it. Always a checkpoint."""
+        await self.settled.wait()
+        if self.error is not None:
+            raise self.error()
+
+
+class ModelProcess:
+    """A model's server, which has a process while somebody wants it::
+
+        async with ModelProcess(config) as process:
+            base_url = await process.ensure_ready()
+
+    or, in a nursery of yours, ``process = await nursery.start(ModelProcess(config).run)``. When the block is left, or
+    the nursery cancelled, the server is stopped, and then there is no process any more.
+
+    Args:
+      config: how it is run.
+      ports: where its port comes from; None: the pool of this trio run.
+      on_change: is called at each step of its life, in the same moment; it must not wait. Its errors are logged.
+    """
+
+    def __init__(
+        self,
+        config: ProcessConfig,
+        *,
+        ports: PortPool | None = None,
+        on_change: Callable[[StateChange], object] | None = None,
+    ) -> None:
+        if not isinstance(config, ProcessConfig):
+            raise TypeError(f"config must be a ProcessConfig, not {config!r}")
+        self.config = config
+        """How it is run."""
+        self._ports = ports
+        self._on_change = on_change
+        self._life = Lifecycle(config.name)
+        self._restarts = Restarts(config.restarts)
+        self._output = Output(lines=config.output_lines)
+        self._first_line = 0
+        self._entered = False
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._nursery: trio.Nursery | None = None
+        self._wanted = trio.Event()
+        self._stop_asked = trio.Event()
+        self._kill_asked = trio.Event()
+        self._gone = trio.Event()
+        self._gone.set()
+        self._coming = _Start()
+        self._failure: _Failure | None = None
+        self._next_start = 0.0
+        self._has_served = False
+        self._healthy = False
+        self._pid: int | None = None
+        self._guard_pid: int | None = None
+        self._base_url = ""
+
+    # ---- what is known ----
+
+    @property
+    def state(self) -> ModelState:
+        """Where it is, to be shown; what is to be done is decided by the calls."""
+        return self._life.state
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the server's process, which is that of its process group too; None: it has none."""
+        return self._pid
+
+    @property
+    def guard_pid(self) -> int | None:
+        """The id of the process that ends the server if this one dies; None: there is no server."""
+        return self._guard_pid
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it is ready and answered the last look. Many servers don't answer while they work."""
+        return self._healthy and self.state is ModelState.READY
+
+    @property
+    def output(self) -> Output:
+        """What it writes, over all restarts."""
+        return self._output
+
+    # ---- what can be asked ----
+
+    async def ensure_ready(self) -> str:
+        """Return the server's base URL when it is ready: started if it is stopped, waited for if it is starting, and
+        so on. Always a checkpoint. Cancelled, it leaves the server to those who want it still: it goes on starting.
+
+        Raises:
+          ModelFailed: it did not come up, or crashed too often. Until the error's ``retry_after`` has passed, that is
+            told to all who ask; who asks later starts it anew.
+          ModelUnloaded: it was stopped while this waited, or nobody runs it any more.
+          RuntimeError: nobody runs it yet.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:  # noqa: ASYNC913 - each turn waits, returns, raises, or starts it, which the next one waits for
+            self._check_runs()
+            match self.state:
+                case ModelState.READY:
+                    return self._base_url
+                case ModelState.STARTING:
+                    await self._coming.wait()
+                case ModelState.SHUT_DOWN:
+                    raise self._unloaded("it has been shut down")
+                case _ if not self._gone.is_set():
+                    await self._gone.wait()
+                case ModelState.FAILED if self._failure and trio.current_time() < self._failure.at:
+                    raise self._failed(self._failure, self._lines())
+                case _:
+                    self._begin()
+
+    async def stop(self, *, now: bool = False) -> None:
+        """Stop the server, and return when its process has gone; at once if there is none. Always a checkpoint.
+
+        It is told to go (SIGTERM to its process group, or ``cmd_stop``), and killed when it hasn't within
+        ``stop_grace`` seconds. ``now``: it is killed at once, even if it is being stopped already. Who waits for it to
+        be ready gets ModelUnloaded. That it failed, or crashed, is forgotten. Cancelled, it is stopped all the same.
+
+        Raises:
+          RuntimeError: nobody runs it yet.
+        """
+        await trio.lowlevel.checkpoint()
+        self._check_runs()
+        gone = self._gone
+        if self.state in (ModelState.STARTING, ModelState.READY):
+            self._told_to_stop("it was stopped")
+        elif self.state is ModelState.FAILED:
+            self._step(ModelEvent.STOP)
+        self._restarts.forget()
+        self._stop_asked.set()
+        if now:
+            self._kill_asked.set()
+        await gone.wait()
+
+    async def wait_stopped(self) -> None:
+        """Wait until it has no process: it was stopped, has failed, or was shut down. Always a checkpoint.
+
+        Between two starts after a crash there is none either, but another one will come: that is waited for.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._gone.wait()
+
+    def _check_runs(self) -> None:
+        if not self._entered:
+            advice = "use it inside 'async with process', or nursery.start(process.run)"
+            raise RuntimeError(f"nobody runs model {self.config.name!r}: {advice}")
+
+    # ---- its life ----
+
+    async def __aenter__(self) -> Self:
+        """Begin to run it; there is no process before it is asked for. Always a checkpoint.
+
+        Raises:
+          RuntimeError: it runs already, or did: each is run once.
+        """
+        if self._entered:
+            await trio.lowlevel.checkpoint()
+            raise RuntimeError(self._run_once())
+        self._manager = trio.open_nursery()
+        nursery = self._nursery = await self._manager.__aenter__()
+        try:
+            await nursery.start(self.run)
+        except BaseException:
+            await self.__aexit__(None, None, None)  # noqa: ASYNC102, ASYNC120 - shielded by its own scope, cancelled
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop it, as :meth:`stop` does. Always a checkpoint, shielded, and bounded by ``stop_grace`` and 15 s."""
+        assert self._manager is not None
+        assert self._nursery is not None
+        # The error of the block is not the nursery's: it would come out in a group.
+        self._nursery.cancel_scope.shield = True
+        self._nursery.cancel_scope.cancel()
+        manager, self._manager, self._nursery = self._manager, None, None
+        await manager.__aexit__(None, None, None)  # noqa: ASYNC102 - shielded by its own scope, and cancelled
+
+    async def run(  # noqa: ASYNC114 - what it starts is a value, to be used after it
+        self, *, task_status: trio.TaskStatus[ModelProcess] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run it until cancelled: ``process = await nursery.start(process.run)``. Always a checkpoint.
+
+        When it is cancelled, the server is stopped, in the time that ``stop_grace`` and 15 s bound.
+
+        Raises:
+          RuntimeError: it runs already, or did: each is run once.
+        """
+        if self._entered:
+            await trio.lowlevel.checkpoint()
+            raise RuntimeError(self._run_once())
+        self._entered = True
+        try:
+            await trio.lowlevel.checkpoint()
+            task_status.started(self)
+            while True:
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+                await self._live()
+        finally:
+            self._leave()
+            self._step(ModelEvent.SHUT_DOWN)
+            self._output.close()
+
+    def _run_once(self) -> str:
+        return f"model {self.config.name!r} is run already, or was: make another ModelProcess"
+
+    def _begin(self) -> None:
+        """Somebody wants it, and nothing is left of an earlier life."""
+        assert self._gone.is_set()
+        self._gone = trio.Event()
+        self._stop_asked = trio.Event()
+        self._kill_asked = trio.Event()
+        self._coming = _Start()
+        self._has_served = False
+        self._failure = None
+        self._step(ModelEvent.START)
+        self._wanted.set()
+
+    async def _live(self) -> None:
+        """Run one process after the other, until it is stopped, or given up. Always a checkpoint."""
+        try:
+            await trio.lowlevel.checkpoint()
+            while not self._stop_asked.is_set():
+                await self._serve()
+                if self.state is not ModelState.STARTING:
+                    break
+                with trio.move_on_at(self._next_start):
+                    await self._stop_asked.wait()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """No process is left. What it was told to do, or what became of it, is done."""
+        if self.state in (ModelState.STARTING, ModelState.READY):
+            self._told_to_stop(_LEFT)
+        if self.state is ModelState.STOPPING:
+            self._step(ModelEvent.EXIT)
+        # That it failed is told now that all its output is there; it may be stopped, and so forgotten, already.
+        if self._failure is not None:
+            self._coming.settle(partial(self._failed, self._failure, self._lines()))
+        self._gone.set()
+
+    def _told_to_stop(self, reason: str) -> None:
+        self._step(ModelEvent.STOP, reason)
+        self._coming.settle(partial(self._unloaded, reason, self._lines()))
+
+    def _step(self, event: ModelEvent, reason: str = "") -> None:
+        change = self._life.apply(event, trio.current_time(), reason)
+        level = logging.WARNING if event in (ModelEvent.CRASH, ModelEvent.GIVE_UP) else logging.INFO
+        told = f": {reason}" if reason else ""
+        _logger.log(level, "model %r is %s (%s)%s", self.config.name, change.after.value, event.value, told)
+        if self._on_change is not None:
+            try:
+                self._on_change(change)
+            except Exception:
+                _logger.exception("the on_change of model %r failed with %r", self.config.name, change)
+
+    # ---- one process ----
+
+    async def _serve(self) -> None:
+        """Run one process, from its start until nothing is left of it. Always a checkpoint."""
+        await trio.lowlevel.checkpoint()
+        config = self.config
+        self._first_line = self._output.count
+        with ExitStack() as lent:
+            try:
+                port = lent.enter_context((self._ports or current_port_pool()).lent()) if config.needs_port else 0
+                env = {**os.environ, **{name: filled(text, {"PORT": port}) for name, text in config.env.items()}}
+                one = OneProcess(
+                    self,
+                    config,
+                    self._output,
+                    port=port,
+                    env=env,
+                    stop_asked=self._stop_asked,
+                    kill_asked=self._kill_asked,
+                )
+                async with one.start() as server:
+                    self._pid, self._guard_pid = server.pid, server.guard_pid
+                    await one.tend(server)
+            except (NoFreePort, NotStarted) as error:
+                if not self._stop_asked.is_set():
+                    self.crashed(ModelStartFailed, f"it could not be started: {error}", None)
+            finally:
+                self._pid = self._guard_pid = None
+                self._healthy = False
+
+    def answered(self, base_url: str) -> None:
+        """Its check was answered as it should be."""
+        self._base_url = base_url
+        self._has_served = self._healthy = True
+        self._step(ModelEvent.ANSWER)
+        self._coming.settle()
+
+    def looked(self, problem: str) -> None:
+        """It is well again, or is not any more: then there is a problem."""
+        self._healthy = not problem
+        _logger.info("model %r %s", self.config.name, f"is not well: {problem}" if problem else "is well again")
+
+    def left(self) -> None:
+        """Nobody runs it any more."""
+        self._told_to_stop(_LEFT)
+
+    def crashed(self, kind: type[ModelFailed], reason: str, exit_status: int | None) -> None:
+        """Its process has ended, or never began: there will be another one, or not."""
+        now = trio.current_time()
+        if self._has_served:
+            kind = ModelCrashed
+        verdict = self._restarts.crashed(now, has_served=self._has_served)
+        if verdict.restart:
+            if self.state is ModelState.READY:
+                self._coming = _Start()
+            self._next_start = verdict.at
+            self._step(ModelEvent.CRASH, f"{reason}; it is started again in {verdict.at - now:g} s")
+            return
+        if self._has_served and verdict.crashes > 1:
+            reason += f"; that was crash number {verdict.crashes} within {self.config.restarts.window:g} s"
+        self._failure = _Failure(kind=kind, reason=reason, exit_status=exit_status, at=verdict.at)
+        self._step(ModelEvent.GIVE_UP, reason)
+
+    # ---- errors ----
+
+    def _lines(self) -> tuple[str, ...]:
+        return self._output.tail(LAST_LINES, since=self._first_line)
+
+    def _unloaded(self, why: str, lines: tuple[str, ...] = ()) -> ModelError:
+        name = self.config.name
+        return ModelUnloaded(f"model {name!r}: {why}", model=name, output=lines)
+
+    def _failed(self, failure: _Failure, lines: tuple[str, ...]) -> ModelError:
+        name = self.config.name
+        return failure.kind(
+            f"model {name!r}: {failure.reason}",
+            model=name,
+            retry_after=max(0.0, failure.at - trio.current_time()),
+            output=lines,
+            exit_status=failure.exit_status,
+        )
