@@ -16,7 +16,9 @@ from trio_mlxgate.core.swap_effects import (
     AbortLoad,
     DropSwap,
     Effect,
+    Evicting,
     Grant,
+    Loading,
     LoadModel,
     ModelStopped,
     Queued,
@@ -96,10 +98,12 @@ class World:
 
     # ---- events ----
 
-    def request(self, model: str, priority: int | None = None, **options: object) -> SwapRequest:
+    def request(
+        self, model: str, priority: int | None = None, *, nowait: bool = False, **options: object
+    ) -> SwapRequest:
         request = SwapRequest(model, priority, **options)  # type: ignore[arg-type]
         self.requests.append(request)
-        self.play(self.scheduler.on_request(request, self.now))
+        self.play(self.scheduler.on_request(request, self.now, nowait=nowait))
         return request
 
     def cancel(self, request: SwapRequest) -> None:
@@ -113,7 +117,7 @@ class World:
         self.in_flight[request.model].remove(request)
         self.play(self.scheduler.on_serve_done(request, self.now))
 
-    def loaded(self, model: str, error: str = "") -> None:
+    def loaded(self, model: str, error: str = "", *, retry_at: float = -math.inf) -> None:
         """The load that is going on ends."""
         process = self.processes[model]
         identity = self.swaps.pop(model)
@@ -122,7 +126,7 @@ class World:
         else:
             process.ready = True
             process.load = identity
-        self.play(self.scheduler.on_swap_done(identity, self.now, error))
+        self.play(self.scheduler.on_swap_done(identity, self.now, error, retry_at=retry_at))
 
     def stopped(self, model: str, error: str = "") -> None:
         """The stop that is going on ends."""
@@ -136,13 +140,10 @@ class World:
             del self.processes[model]
         self.play(self.scheduler.on_stopped(identity, self.now, error))
 
-    def exit(self, model: str) -> None:
+    def exit(self, model: str, error: str = "", *, retry_at: float = -math.inf) -> None:
         process = self.processes[model]
-        if model in self.swaps:
-            process.ready = False
-        else:
-            del self.processes[model]
-        self.play(self.scheduler.on_exit(model, process.load, self.now))
+        process.ready = False
+        self.play(self.scheduler.on_exit(model, process.load, self.now, error, retry_at=retry_at))
 
     def unload(self, *models: str, at_once: bool = False) -> None:
         self.may_cut = set(models) if at_once else set()
@@ -198,6 +199,13 @@ class World:
             case Queued(request, position):
                 assert request.watched
                 assert position >= 1
+            case Evicting(request, models):
+                assert request.watched
+                assert request.model not in self.swaps, "its load has begun"
+                assert set(models) <= set(self.processes), "who goes for it is there"
+            case Loading(request):
+                assert request.watched
+                assert request.model in self.swaps
             case Ring(at):
                 self.alarm = at
             case DropSwap(identity, model):
@@ -234,13 +242,20 @@ class World:
                 self.stopped(self.stopping[0])
             elif busy := [requests[0] for requests in self.in_flight.values() if requests]:
                 self.end(busy[0])
-            elif self.waiting:
+            elif self.waiting or (self.alarm < math.inf and self.has_failed_stops()):
                 assert self.alarm < math.inf, f"nothing is going on, and these wait: {self.waiting}"
                 self.now = max(self.now, self.alarm)
                 self.tick()
             else:
                 return
         raise AssertionError("it doesn't come to an end")
+
+    def has_failed_stops(self) -> bool:
+        """Whether a process is there that did not stop when it was told to."""
+        return any(
+            not process.ready and process.stop is None and model not in self.swaps
+            for model, process in self.processes.items()
+        )
 
 
 class Timed:
@@ -336,7 +351,7 @@ def is_refused(request: SwapRequest) -> bool:
 
 def kinds(world: World) -> list[str]:
     """What was told since this was last asked, without the alarms."""
-    told = [effect for effect in world.log if not isinstance(effect, Ring | Queued)]
+    told = [effect for effect in world.log if not isinstance(effect, Ring | Queued | Evicting | Loading)]
     world.log.clear()
     words = []
     for effect in told:

@@ -23,7 +23,10 @@ from tests.core.swap_world import (
 from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.swap import SwapScheduler
 from trio_mlxgate.core.swap_effects import (
+    LOAD_FAILED,
+    Evicting,
     Grant,
+    Loading,
     LoadModel,
     Queued,
     Refuse,
@@ -31,6 +34,7 @@ from trio_mlxgate.core.swap_effects import (
 from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
 from trio_mlxgate.core.swap_queue import SwapRequest
 from trio_mlxgate.core.swap_state import Phase
+from trio_mlxgate.core.ticket import WOULD_BLOCK
 from trio_mlxgate.errors import UnknownModel
 
 # ---- the simple cases ----
@@ -167,15 +171,113 @@ def test_a_process_that_ended_by_itself_is_started_anew() -> None:
     first = world.request("a")
     world.loaded("a")
     old = world.processes["a"].load
+    kinds(world)
     world.exit("a")
+    assert kinds(world) == ["StopModel a"]  # what is left of it takes its place until that is told
     world.end(first)
     second = world.request("a")
+    assert is_waiting(second)
+    assert kinds(world) == ["StartSwap a"]
+    world.stopped("a")
+    assert kinds(world) == ["ModelStopped a", "LoadModel a"]
     world.loaded("a")
     assert world.processes["a"].load != old
     # The news of the first one's end, once more.
     assert world.scheduler.on_exit("a", old, world.now) == []
     assert is_granted(second)
     assert world.scheduler.statistics(world.now).models["a"].phase is Phase.READY
+
+
+def test_what_is_left_of_a_process_that_ended_keeps_its_place() -> None:
+    world = world_of()
+    world.request("a")
+    world.loaded("a")
+    other = world.request("b")
+    world.exit("a")
+    assert world.loading == []
+    assert is_waiting(other)
+    world.stopped("a")
+    assert world.loading == ["b"]
+
+
+def test_a_model_that_fails_too_often_is_refused_until_it_may_be_tried_again() -> None:
+    world = world_of(ready=["b"])
+    first = world.request("a")
+    world.stopped("b")
+    world.loaded("a", "no memory", retry_at=5.0)
+    assert is_refused(first)
+    other = world.request("b")
+    world.loaded("b")
+    world.tick(2.0)
+    again = world.request("a")
+    assert is_refused(again)
+    assert world.log[-1] == Refuse(again, LOAD_FAILED, "no memory", 3.0)
+    assert is_granted(other)
+    world.end(other)
+    assert world.stopping == [], "nobody goes for a model that can't come"
+    world.tick(3.0)
+    later = world.request("a")
+    assert is_waiting(later)
+    assert world.stopping == ["b"]
+
+
+def test_an_unload_forgets_that_a_model_failed() -> None:
+    world = world_of()
+    world.request("a")
+    world.loaded("a", "no memory", retry_at=5.0)
+    world.unload("a")
+    assert is_waiting(world.request("a"))
+
+
+def test_who_waits_for_a_model_that_is_given_up_is_told() -> None:
+    world = world_of(a=ModelOptions(limit=1))
+    served = world.request("a")
+    world.loaded("a")
+    waiter = world.request("a")
+    world.exit("a", "killed", retry_at=30.0)
+    assert is_granted(served)
+    assert Refuse(waiter, LOAD_FAILED, "killed") in world.log
+    world.end(served)
+    world.stopped("a")
+    assert world.loading == []
+    assert is_refused(world.request("a"))
+
+
+def test_one_that_does_not_wait_changes_nothing() -> None:
+    world = world_of(ready=["a"], a=ModelOptions(limit=1))
+    elsewhere = world.request("b", nowait=True)
+    assert world.log == [Refuse(elsewhere, WOULD_BLOCK)]
+    assert is_refused(elsewhere)
+    assert world.stopping == []
+    served = world.request("a", nowait=True)
+    assert is_granted(served)
+    assert is_refused(world.request("a", nowait=True))
+    waiter = world.request("b")
+    world.end(served)
+    assert is_refused(world.request("a", nowait=True)), "nobody goes past who waits"
+    assert is_waiting(waiter)
+
+
+def test_progress_is_told_step_by_step() -> None:
+    world = world_of(ready=["a"], a=ModelOptions(limit=1))
+    served = world.request("a")
+    watched = world.request("b", watched=True)
+    joined = world.request("b")
+    world.end(served)
+    late = world.request("b", watched=True)
+    world.stopped("a")
+    world.loaded("b")
+    told = [effect for effect in world.log if isinstance(effect, Queued | Evicting | Loading)]
+    assert [(type(effect), effect.request) for effect in told] == [
+        (Queued, watched),
+        (Evicting, watched),
+        (Evicting, late),
+        (Loading, watched),
+        (Loading, late),
+    ]
+    assert isinstance(told[1], Evicting)
+    assert told[1].models == ("a",)
+    assert fates(watched, joined, late) == ["granted"] * 3
 
 
 # ---- the limit ----

@@ -44,6 +44,7 @@ MODELS = st.builds(
     priority=st.sampled_from([None, None, 0, 50]),
     ttl=st.sampled_from([math.inf, math.inf, 0.0, 2.0]),
 )
+LATER = st.sampled_from([-math.inf, 0.0, 4.0])
 TICKS = st.sampled_from([0.0, 0.5, 1.0, 3.0, 5.0, 29.0, 30.0, 60.0])
 
 
@@ -72,6 +73,18 @@ class SwapMachine(RuleBasedStateMachine):
     def request(self, data: st.DataObject, priority: int | None, max_wait: float, watched: bool, key: Any) -> None:
         self.world.request(self.model(data), priority, max_wait=max_wait, watched=watched, supersede=key)
 
+    @rule(data=st.data(), priority=PRIORITIES, key=st.sampled_from([None, "k"]))
+    def request_nowait(self, data: st.DataObject, priority: int | None, key: Any) -> None:
+        world = self.world
+        world.tick()
+        before = (world.loading, world.stopping, world.waiting, dict(world.fates), world.alarm)
+        request = world.request(self.model(data), priority, supersede=key, nowait=True)
+        if request.state is TicketState.REJECTED:
+            others = {other: fate for other, fate in world.fates.items() if other is not request}
+            assert (world.loading, world.stopping, world.waiting, others, world.alarm) == before
+        else:
+            assert request.state is TicketState.GRANTED
+
     @rule(data=st.data(), models=st.lists(st.integers(0, 5), max_size=8), priority=PRIORITIES)
     def a_crowd(self, data: st.DataObject, models: list[int], priority: int | None) -> None:
         names = self.world.places.models
@@ -94,9 +107,9 @@ class SwapMachine(RuleBasedStateMachine):
             self.world.end(request)
 
     @precondition(lambda self: self.world.loading)
-    @rule(data=st.data(), error=st.sampled_from(["", "", "", "no memory"]))
-    def loaded(self, data: st.DataObject, error: str) -> None:
-        self.world.loaded(data.draw(st.sampled_from(self.world.loading)), error)
+    @rule(data=st.data(), error=st.sampled_from(["", "", "", "no memory"]), later=LATER)
+    def loaded(self, data: st.DataObject, error: str, later: float) -> None:
+        self.world.loaded(data.draw(st.sampled_from(self.world.loading)), error, retry_at=self.world.now + later)
 
     @precondition(lambda self: self.world.stopping)
     @rule(data=st.data(), error=st.sampled_from(["", "", "", "it won't"]))
@@ -104,10 +117,10 @@ class SwapMachine(RuleBasedStateMachine):
         self.world.stopped(data.draw(st.sampled_from(self.world.stopping)), error)
 
     @precondition(lambda self: any(process.ready and process.stop is None for process in self.world.processes.values()))
-    @rule(data=st.data())
-    def crashed(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), later=LATER)
+    def crashed(self, data: st.DataObject, later: float) -> None:
         ready = [model for model, process in self.world.processes.items() if process.ready and process.stop is None]
-        self.world.exit(data.draw(st.sampled_from(sorted(ready))))
+        self.world.exit(data.draw(st.sampled_from(sorted(ready))), "it crashed", retry_at=self.world.now + later)
 
     @rule(data=st.data(), at_once=st.booleans())
     def unload(self, data: st.DataObject, at_once: bool) -> None:

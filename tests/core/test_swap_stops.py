@@ -14,6 +14,7 @@ from tests.core.swap_world import (
     kinds,
     world_of,
 )
+from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.swap_effects import (
     ModelStopped,
     Refuse,
@@ -113,6 +114,32 @@ def test_unload_lets_requests_end_first() -> None:
     world.log.clear()
     world.stopped("a")
     assert kinds(world) == ["ModelStopped a", "LoadModel a"], "who came later brings it back"
+
+
+def test_unload_lets_requests_end_of_a_model_that_waits_for_others_to_go() -> None:
+    # Its group puts out the other one, whose group leaves it alone: so it is there, and brought nonetheless.
+    groups = {"alone": Group(members=("a",)), "beside": Group(members=("b",), exclusive=False)}
+    world = World(
+        Places("ab"),
+        {name: ModelOptions() for name in "ab"},
+        ready=["a"],
+        planner=Groups(groups, models=["a", "b"]),
+    )
+    served = world.request("a")
+    world.request("b")
+    world.loaded("b")
+    waits = world.request("a")
+    assert is_granted(served)
+    assert is_waiting(waits)
+    world.end(world.in_flight["b"][0])
+    assert world.stopping == ["b"]
+    world.unload("a")
+    assert world.stopping == ["b"], "it serves one still"
+    assert world.fates[waits] == "model_unloaded"
+    world.end(served)
+    assert world.stopping == ["a", "b"]
+    world.finish()
+    assert sorted(world.stops_told) == ["a", "b"]
 
 
 def test_unload_at_once_stops_a_busy_model() -> None:

@@ -133,6 +133,9 @@ class StateChange:
     reason: str = ""
     """Why, for people; empty where the event says it all."""
 
+    exit_status: int | None = None
+    """Of a process that ended by itself: its exit status, negative for a signal; None: it is not known."""
+
 
 class Lifecycle:
     """The state of one model's server."""
@@ -148,7 +151,7 @@ class Lifecycle:
         """Where it is."""
         return self._state
 
-    def apply(self, event: ModelEvent, now: float, reason: str = "") -> StateChange:
+    def apply(self, event: ModelEvent, now: float, reason: str = "", *, exit_status: int | None = None) -> StateChange:
         """Take a step.
 
         Raises:
@@ -156,7 +159,15 @@ class Lifecycle:
         """
         before = self._state
         self._state = after(before, event)
-        return StateChange(model=self._model, before=before, event=event, after=self._state, at=now, reason=reason)
+        return StateChange(
+            model=self._model,
+            before=before,
+            event=event,
+            after=self._state,
+            at=now,
+            reason=reason,
+            exit_status=exit_status,
+        )
 
 
 def diagram() -> str:

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trio_mlxgate.core.swap_effects import (
+    EXITED,
     LOAD_FAILED,
     MODEL_UNLOADED,
     UNKNOWN_MODEL,
@@ -38,7 +39,16 @@ from trio_mlxgate.core.swap_fleet import Fleet
 from trio_mlxgate.core.swap_options import SwapOptions
 from trio_mlxgate.core.swap_state import ModelStatistics, Phase, SwapStatistics, mean
 from trio_mlxgate.core.swap_turns import Turns
-from trio_mlxgate.core.ticket import CLOSED, GRANTED, QUEUE_FULL, SUPERSEDED, WAIT_TOO_LONG, WAITING, TicketState
+from trio_mlxgate.core.ticket import (
+    CLOSED,
+    GRANTED,
+    QUEUE_FULL,
+    SUPERSEDED,
+    WAIT_TOO_LONG,
+    WAITING,
+    WOULD_BLOCK,
+    TicketState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,8 +101,11 @@ class SwapScheduler:
 
     # ---- what can happen: requests ----
 
-    def on_request(self, request: SwapRequest, now: float) -> list[Effect]:
-        """A request arrives. It is granted, or refused, or waits until one of that comes with a later event."""
+    def on_request(self, request: SwapRequest, now: float, *, nowait: bool = False) -> list[Effect]:
+        """A request arrives. It is granted, or refused, or waits until one of that comes with a later event.
+
+        ``nowait``: it doesn't wait; if it would have to, it is refused, and nothing else happens.
+        """
         self._catch_up(now)
         self._numbers = request.number = self._numbers + 1
         model = self._models.get(request.model)
@@ -107,11 +120,12 @@ class SwapScheduler:
             request.priority = model.options.priority
         queue = model.queue
         at_once = queue.in_flight < queue.limit and request.priority <= model.cutoff and not self._ended
-        if queue.full and not at_once and not self._ended:
-            retry_after = self._estimator.retry_after(model, request.priority, now)
-            queue.turn_down(request, now)
-            self._fleet.effects.append(Refuse(request, QUEUE_FULL, retry_after=retry_after))
-            return self._done(now)
+        if not at_once and not self._ended:
+            reason, detail, retry_after = self._refusal(model, request, nowait, now)
+            if reason:
+                queue.turn_down(request, reason, now)
+                self._fleet.effects.append(Refuse(request, reason, detail, retry_after))
+                return self._done(now)
         older = queue.serve_at_once(request, now) if at_once else queue.request(request, now)
         if older is not None:
             self._fleet.effects.append(Refuse(older, SUPERSEDED))
@@ -151,8 +165,11 @@ class SwapScheduler:
 
     # ---- what can happen: processes ----
 
-    def on_swap_done(self, identity: int, now: float, error: str = "") -> list[Effect]:
-        """A load has come to its end: the model is ready, or ``error`` says why it isn't, and its process is gone."""
+    def on_swap_done(self, identity: int, now: float, error: str = "", *, retry_at: float = -math.inf) -> list[Effect]:
+        """A load has come to its end: the model is ready, or ``error`` says why it isn't, and its process is gone.
+
+        ``retry_at``: after such an error, until when another load would be of no use; till then requests are refused.
+        """
         self._catch_up(now)
         model = self._fleet.loaded(identity, now)
         if model is None:
@@ -164,9 +181,10 @@ class SwapScheduler:
         self._fleet.end_swap(model)
         if error:
             model.phase = Phase.OFF
-            self._refuse(model, LOAD_FAILED, error)
+            self._failed(model, error, retry_at)
         else:
             model.phase = Phase.READY
+            model.barred_until = -math.inf
             if fresh:
                 model.ready_at = now
                 model.loaded_by = identity
@@ -180,21 +198,32 @@ class SwapScheduler:
         self._fleet.stopped(identity, now, error)
         return self._settle(now)
 
-    def on_exit(self, name: str, identity: int, now: float) -> list[Effect]:
+    def on_exit(
+        self, name: str, identity: int, now: float, error: str = "", *, retry_at: float = -math.inf
+    ) -> list[Effect]:
         """The process of a ready model has ended by itself. Its requests are to end, too, one by one, with errors.
 
-        ``identity`` is that of the swap that loaded it, 0 for one that was there from the start.
+        It serves nobody from now on, and its place is free once ``on_stopped`` has told that nothing is left of it: a
+        :class:`~trio_mlxgate.core.swap_effects.StopModel` asks for that. It is loaded again when somebody wants it.
+
+        ``identity`` is that of the swap that loaded it, 0 for one that was there from the start. ``error`` says why it
+        ended, and until ``retry_at`` it can't be loaded anew: who waits for it is told, and who comes is refused.
         """
         self._catch_up(now)
         model = self._models[name]
         if model.phase is Phase.READY and model.loaded_by == identity:
             swap = model.swap
-            # A swap that has asked for it to be there goes on: the process is started anew, or its failure is told.
-            model.phase = Phase.OFF if swap is None or swap.loading_since is None else Phase.LOADING
-            model.draining = False
-            model.cutoff = -math.inf
-            model.queue.shut()
-            self._fleet.effects.append(ModelStopped(model.name))
+            if swap is not None and swap.loading_since is not None:
+                # A swap has asked for it to be there, and goes on: it is started anew, or its failure is told.
+                model.phase = Phase.LOADING
+                model.cutoff = -math.inf
+                model.queue.shut()
+            else:
+                self._fleet.stop(model, EXITED, now)
+                if now < retry_at:
+                    if swap is not None:
+                        self._fleet.give_up(model, EXITED, now)
+                    self._failed(model, error, retry_at)
         return self._settle(now)
 
     # ---- what can happen: orders ----
@@ -211,6 +240,7 @@ class SwapScheduler:
         chosen = [self._models[name] for name in models]
         self._catch_up(now)
         for model in chosen:
+            model.barred_until = -math.inf
             self._unload(model, MODEL_UNLOADED, now, at_once=at_once)
         return self._settle(now)
 
@@ -284,9 +314,29 @@ class SwapScheduler:
 
     # ---- how it is done ----
 
+    def _refusal(
+        self, model: ModelState, request: SwapRequest, nowait: bool, now: float
+    ) -> tuple[str, str, float | None]:
+        """Why one that would have to wait may not: reason, detail, retry_after; "": it may."""
+        if nowait:
+            return WOULD_BLOCK, "", None
+        if now < model.barred_until and model.swap is None and model.phase is not Phase.READY:
+            return LOAD_FAILED, model.barred_why, model.barred_until - now
+        if model.queue.full_for(request):
+            return QUEUE_FULL, "", self._estimator.retry_after(model, request.priority, now)
+        return "", "", None
+
+    def _failed(self, model: ModelState, error: str, retry_at: float) -> None:
+        model.barred_until = retry_at
+        model.barred_why = error
+        self._refuse(model, LOAD_FAILED, error)
+
     def _unload(self, model: ModelState, reason: str, now: float, *, at_once: bool) -> None:
         self._refuse(model, reason, "")
-        if model.swap is None and model.phase is Phase.READY and model.queue.in_flight and not at_once:
+        if model.phase is Phase.READY and model.queue.in_flight and not at_once:
+            if model.swap is not None:
+                # It is there already, and waits for others to go: that is over, and what it serves still ends.
+                self._fleet.give_up(model, "unloaded", now)
             model.draining = True
             return
         self._stop(model, "unloaded", now)

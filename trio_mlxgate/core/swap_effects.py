@@ -26,6 +26,10 @@ PLAN_REFUSED: Final = "plan_refused"
 """Why a request was refused: a pinned model would have to go."""
 
 
+EXITED: Final = "exited"
+"""Why a process is to be stopped: it has ended by itself, and what is left of it is to be cleared away."""
+
+
 @attrs.frozen
 class Grant:
     """The request is in flight from now on, and its model is ready. Its end is told with ``on_serve_done``."""
@@ -41,7 +45,7 @@ class Refuse:
 
     reason: str
     """One of this module's reasons, or of :mod:`trio_mlxgate.core.ticket`: ``"queue_full"``, ``"wait_too_long"``,
-    ``"superseded"``, ``"closed"`` (after the shutdown)."""
+    ``"superseded"``, ``"would_block"``, ``"closed"`` (after the shutdown)."""
 
     detail: str = ""
     """More for people, such as the error of a load; "" if there is none."""
@@ -61,6 +65,29 @@ class Queued:
 
     estimated_wait: float | None
     """In how many seconds it is expected to be served; None while loads or requests have not been measured."""
+
+
+@attrs.frozen
+class Evicting:
+    """A swap brings the model of a watched request, and waits until others have gone."""
+
+    request: SwapRequest
+
+    models: tuple[str, ...]
+    """The models that go for it, and are still there. Empty: others are on their way out that it doesn't fit beside."""
+
+    estimated_wait: float | None
+    """In how many seconds the request is expected to be served; None while that is not measured."""
+
+
+@attrs.frozen
+class Loading:
+    """The model of a watched request is being loaded."""
+
+    request: SwapRequest
+
+    estimated_wait: float | None
+    """As of :class:`Evicting`."""
 
 
 @attrs.frozen
@@ -94,7 +121,7 @@ class LoadModel:
 
 @attrs.frozen
 class StopModel:
-    """Stop the model's process, then report ``on_stopped(identity, ...)`` once it has exited."""
+    """Stop the model's process, then report ``on_stopped(identity, ...)`` once nothing is left of it."""
 
     identity: int
     """The number of this attempt to stop it."""
@@ -102,7 +129,8 @@ class StopModel:
     model: str
 
     reason: str
-    """``"evicted"``, ``"unwanted"`` (a load that nobody waits for), ``"unloaded"``, ``"ttl"`` or ``"closed"``."""
+    """``"evicted"``, ``"unwanted"`` (a load that nobody waits for), ``"unloaded"``, ``"ttl"``, ``"closed"``, or
+    :data:`EXITED`."""
 
     attempt: int = 1
     """Which attempt this is; from the second on the ones before have failed."""
@@ -143,6 +171,17 @@ class Ring:
 
 
 Effect: TypeAlias = (
-    Grant | Refuse | Queued | StartSwap | LoadModel | StopModel | AbortLoad | DropSwap | ModelStopped | Ring
+    Grant
+    | Refuse
+    | Queued
+    | Evicting
+    | Loading
+    | StartSwap
+    | LoadModel
+    | StopModel
+    | AbortLoad
+    | DropSwap
+    | ModelStopped
+    | Ring
 )
 """All there are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from trio_mlxgate.core.swap_effects import Queued
+from trio_mlxgate.core.swap_effects import Evicting, Loading, Queued
 from trio_mlxgate.core.swap_state import Phase, mean
 
 if TYPE_CHECKING:
@@ -41,13 +41,23 @@ class Estimator:
                 ]
         return [request for _, _, request in sorted(keyed, key=lambda entry: entry[:2])]
 
-    def changes(self, watched: Collection[SwapRequest], now: float) -> Iterator[Queued]:
-        """Those of the watched waiters whose position is another one than was last told."""
+    def changes(self, watched: Collection[SwapRequest], now: float) -> Iterator[Queued | Evicting | Loading]:
+        """What is news to the watched waiters: their position, or what is done to bring their model."""
         if not watched:
             return
         for request in watched:
-            if self._models[request.model].swap is not None:
+            swap = self._models[request.model].swap
+            told_of = None if swap is None else (swap.identity, swap.loading_since is not None)
+            if swap is not None:
                 request.position = 0
+                if request.told_of != told_of:
+                    wait = self.wait(request, now)
+                    if swap.loading_since is not None:
+                        yield Loading(request, wait)
+                    else:
+                        there = tuple(name for name in swap.evict if self._models[name].phase is not Phase.OFF)
+                        yield Evicting(request, there, wait)
+            request.told_of = told_of
         for position, request in enumerate(self.in_order(now), 1):
             if request.watched and request.position != position:
                 request.position = position

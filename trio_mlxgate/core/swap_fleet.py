@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trio_mlxgate.core.planning import PlanRefused
 from trio_mlxgate.core.swap_effects import (
     EVICTION_FAILED,
+    EXITED,
     AbortLoad,
     DropSwap,
     Effect,
@@ -186,7 +187,8 @@ class Fleet:
         if not error:
             model.phase = OFF
             model.stop = None
-            model.stops.append(now - stop.began)
+            if stop.reason != EXITED:
+                model.stops.append(now - stop.began)
             self.effects.append(ModelStopped(model.name))
         elif stop.attempt < self.options.stop_attempts:
             stop.retry_at = now + self.options.stop_retry_delay

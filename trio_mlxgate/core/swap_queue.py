@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trio_mlxgate.core.admission import Admission
 from trio_mlxgate.core.estimates import Forecast
-from trio_mlxgate.core.ticket import QUEUE_FULL, SUPERSEDED, Ticket
+from trio_mlxgate.core.ticket import SUPERSEDED, Ticket
 from trio_mlxgate.priority import DEFAULT_PRIORITY, check_priority
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ class SwapRequest(Ticket):
       model: the model's name.
       priority: None is that of the model's options.
       hold_timeout, max_wait, supersede: as of a gate; the key of ``supersede`` holds among the requests of the model.
-      watched: whether changes of its position are told, as :class:`~trio_mlxgate.core.swap_effects.Queued`.
+      watched: whether its progress is told: :class:`~trio_mlxgate.core.swap_effects.Queued`,
+        :class:`~trio_mlxgate.core.swap_effects.Evicting` and :class:`~trio_mlxgate.core.swap_effects.Loading`.
 
     Raises:
       TypeError, ValueError: the priority is none.
     """
 
-    __slots__ = ("model", "number", "own_priority", "position", "watched")
+    __slots__ = ("model", "number", "own_priority", "position", "told_of", "watched")
 
     def __init__(
         self,
@@ -56,6 +57,8 @@ class SwapRequest(Ticket):
         """The number of its arrival, among those of all models."""
         self.position = 0
         """The position that was last told; 0: none was, or it stands in no queue."""
+        self.told_of: tuple[int, bool] | None = None
+        """Of which swap it was last told, and whether that was loading; None: none brings its model."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.number} for {self.model} priority={self.priority} {self.state.value}>"
@@ -73,10 +76,10 @@ class ModelQueue(Admission[SwapRequest]):
         self.limit = options.slots
         self._bound = math.inf if options.max_waiting is None else options.slots + options.max_waiting
 
-    @property
-    def full(self) -> bool:
-        """Whether as many are with the model as may be, in flight and waiting."""
-        return self.in_flight + self._line.length >= self._bound
+    def full_for(self, request: SwapRequest) -> bool:
+        """Whether as many are with the model as may be, in flight and waiting; one that it supersedes doesn't count."""
+        older = None if request.supersede is None else self._keys.get(request.supersede)
+        return self.in_flight + self._line.length - (older is not None) >= self._bound
 
     def head(self) -> SwapRequest:
         """The waiter that goes first. Raises StopIteration if nobody waits."""
@@ -122,10 +125,10 @@ class ModelQueue(Admission[SwapRequest]):
         """From now on nobody is served any more, until somebody opens it."""
         self.capacity = 0
 
-    def turn_down(self, request: SwapRequest, now: float) -> None:
-        """A request arrives and is refused, since the queue is full."""
+    def turn_down(self, request: SwapRequest, reason: str, now: float) -> None:
+        """A request arrives and is refused."""
         request.arrived_at = now
-        self._reject(request, QUEUE_FULL)
+        self._reject(request, reason)
 
     def refuse_waiting(self, reason: str) -> list[SwapRequest]:
         """All who wait are refused; who comes later isn't. Returns them, best rank first."""

@@ -81,6 +81,9 @@ class ModelState:
     last_grant: float = -math.inf
     last_end: float = -math.inf
     removed: bool = False
+    barred_until: float = -math.inf
+    """Until then it can't be loaded, since it has failed so often: who asks for it is refused."""
+    barred_why: str = ""
     loads: deque[float] = attrs.field(factory=lambda: deque(maxlen=MEMORY))
     stops: deque[float] = attrs.field(factory=lambda: deque(maxlen=MEMORY))
 

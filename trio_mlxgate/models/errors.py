@@ -4,7 +4,8 @@
 
     BackendError
      └── ModelError                a model could not be had; it is named, and the last lines of its output are told
-          ├── ModelUnloaded        it was stopped while one waited for it, or nobody runs it any more (HTTP 503)
+          ├── ModelUnloaded        it was stopped while one waited for it or used it, or nobody runs it (HTTP 503)
+          ├── EvictionFailed       a model that had to go for it did not stop (HTTP 503)
           └── ModelFailed          its server did not come up, or crashed too often (HTTP 503)
                ├── ModelStartFailed     it could not be started, or ended before it was ready
                │    └── ModelStartTooSlow    it was not ready in time; also a trio.TooSlowError (HTTP 504)
@@ -32,9 +33,13 @@ class ModelError(BackendError):
     output: tuple[str, ...]
     """The last lines that its server wrote, oldest first."""
 
+    reason: str
+    """The message without them."""
+
     def __init__(
         self, message: str = "", *, model: str = "", retry_after: float | None = None, output: Sequence[str] = ()
     ) -> None:
+        self.reason = message
         self.output = tuple(output)
         said = "".join(f"\n  {line}" for line in self.output)
         super().__init__(
@@ -48,9 +53,15 @@ class ModelError(BackendError):
 
 
 class ModelUnloaded(ModelError):
-    """The model was stopped while one waited for it, or nobody runs it any more."""
+    """The model was stopped while one waited for it, or used it, or nobody runs it any more."""
 
     code: ClassVar[str] = "model_unloaded"
+
+
+class EvictionFailed(ModelError):
+    """A model that had to go for this one did not stop, however often it was told to. It still has its memory."""
+
+    code: ClassVar[str] = "eviction_failed"
 
 
 class ModelFailed(ModelError):
@@ -75,6 +86,16 @@ class ModelFailed(ModelError):
     ) -> None:
         super().__init__(message, model=model, retry_after=retry_after, output=output)
         self.exit_status = exit_status
+
+    def again(self, retry_after: float | None) -> ModelFailed:
+        """The same error for another one who asks, whose time to wait is ``retry_after`` unless that is None."""
+        return type(self)(
+            self.reason,
+            model=self.model,
+            retry_after=self.retry_after if retry_after is None else retry_after,
+            output=self.output,
+            exit_status=self.exit_status,
+        )
 
 
 class ModelStartFailed(ModelFailed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from contextlib import ExitStack
 from functools import partial
@@ -12,7 +13,9 @@ import attrs
 import trio
 
 from trio_mlxgate.core.backoff import Restarts
+from trio_mlxgate.core.checks import check_bool
 from trio_mlxgate.core.lifecycle import Lifecycle, ModelEvent, ModelState, StateChange
+from trio_mlxgate.models._blocks import RunInBlock
 from trio_mlxgate.models._one_process import OneProcess
 from trio_mlxgate.models.errors import ModelCrashed, ModelStartFailed, ModelUnloaded
 from trio_mlxgate.models.guarded import NotStarted
@@ -22,9 +25,6 @@ from trio_mlxgate.models.settings import ProcessConfig, filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
-    from typing import Self
 
     from trio_mlxgate.models.errors import ModelError, ModelFailed
 
@@ -67,7 +67,7 @@ class _Start:
             raise self.error()
 
 
-class ModelProcess:
+class ModelProcess(RunInBlock):
     """A model's server, which has a process while somebody wants it::
 
         async with ModelProcess(config) as process:
@@ -80,6 +80,8 @@ class ModelProcess:
       config: how it is run.
       ports: where its port comes from; None: the pool of this trio run.
       on_change: is called at each step of its life, in the same moment; it must not wait. Its errors are logged.
+      restarts: whether it is started again by itself after a crash. If not, it is when somebody asks for it, after the
+        same pause.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class ModelProcess:
         *,
         ports: PortPool | None = None,
         on_change: Callable[[StateChange], object] | None = None,
+        restarts: bool = True,
     ) -> None:
+        super().__init__()
         if not isinstance(config, ProcessConfig):
             raise TypeError(f"config must be a ProcessConfig, not {config!r}")
         self.config = config
@@ -99,9 +103,7 @@ class ModelProcess:
         self._restarts = Restarts(config.restarts)
         self._output = Output(lines=config.output_lines)
         self._first_line = 0
-        self._entered = False
-        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
-        self._nursery: trio.Nursery | None = None
+        self._restarts_itself = check_bool("restarts", restarts)
         self._wanted = trio.Event()
         self._stop_asked = trio.Event()
         self._kill_asked = trio.Event()
@@ -109,7 +111,7 @@ class ModelProcess:
         self._gone.set()
         self._coming = _Start()
         self._failure: _Failure | None = None
-        self._next_start = 0.0
+        self._next_start = -math.inf
         self._has_served = False
         self._healthy = False
         self._pid: int | None = None
@@ -137,6 +139,11 @@ class ModelProcess:
     def healthy(self) -> bool:
         """Whether it is ready and answered the last look. Many servers don't answer while they work."""
         return self._healthy and self.state is ModelState.READY
+
+    @property
+    def retry_at(self) -> float:
+        """Until when nobody gets it, since it has failed too often; -inf: it may be had."""
+        return self._failure.at if self._failure is not None and self.state is ModelState.FAILED else -math.inf
 
     @property
     def output(self) -> Output:
@@ -187,13 +194,18 @@ class ModelProcess:
         gone = self._gone
         if self.state in (ModelState.STARTING, ModelState.READY):
             self._told_to_stop("it was stopped")
-        elif self.state is ModelState.FAILED:
-            self._step(ModelEvent.STOP)
-        self._restarts.forget()
+        self.forget()
         self._stop_asked.set()
         if now:
             self._kill_asked.set()
         await gone.wait()
+
+    def forget(self) -> None:
+        """Forget that it failed, or crashed: who asks for it next gets it started at once."""
+        if self.state is ModelState.FAILED:
+            self._step(ModelEvent.STOP)
+        self._restarts.forget()
+        self._next_start = -math.inf
 
     async def wait_stopped(self) -> None:
         """Wait until it has no process: it was stopped, has failed, or was shut down. Always a checkpoint.
@@ -210,36 +222,6 @@ class ModelProcess:
 
     # ---- its life ----
 
-    async def __aenter__(self) -> Self:
-        """Begin to run it; there is no process before it is asked for. Always a checkpoint.
-
-        Raises:
-          RuntimeError: it runs already, or did: each is run once.
-        """
-        if self._entered:
-            await trio.lowlevel.checkpoint()
-            raise RuntimeError(self._run_once())
-        self._manager = trio.open_nursery()
-        nursery = self._nursery = await self._manager.__aenter__()
-        try:
-            await nursery.start(self.run)
-        except BaseException:
-            await self.__aexit__(None, None, None)  # noqa: ASYNC102, ASYNC120 - shielded by its own scope, cancelled
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop it, as :meth:`stop` does. Always a checkpoint, shielded, and bounded by ``stop_grace`` and 15 s."""
-        assert self._manager is not None
-        assert self._nursery is not None
-        # The error of the block is not the nursery's: it would come out in a group.
-        self._nursery.cancel_scope.shield = True
-        self._nursery.cancel_scope.cancel()
-        manager, self._manager, self._nursery = self._manager, None, None
-        await manager.__aexit__(None, None, None)  # noqa: ASYNC102 - shielded by its own scope, and cancelled
-
     async def run(  # noqa: ASYNC114 - what it starts is a value, to be used after it
         self, *, task_status: trio.TaskStatus[ModelProcess] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -250,10 +232,7 @@ class ModelProcess:
         Raises:
           RuntimeError: it runs already, or did: each is run once.
         """
-        if self._entered:
-            await trio.lowlevel.checkpoint()
-            raise RuntimeError(self._run_once())
-        self._entered = True
+        self._begin_to_run()
         try:
             await trio.lowlevel.checkpoint()
             task_status.started(self)
@@ -285,12 +264,11 @@ class ModelProcess:
         """Run one process after the other, until it is stopped, or given up. Always a checkpoint."""
         try:
             await trio.lowlevel.checkpoint()
-            while not self._stop_asked.is_set():
-                await self._serve()
-                if self.state is not ModelState.STARTING:
-                    break
+            while self.state is ModelState.STARTING:
                 with trio.move_on_at(self._next_start):
                     await self._stop_asked.wait()
+                if not self._stop_asked.is_set():
+                    await self._serve()
         finally:
             self._leave()
 
@@ -309,8 +287,8 @@ class ModelProcess:
         self._step(ModelEvent.STOP, reason)
         self._coming.settle(partial(self._unloaded, reason, self._lines()))
 
-    def _step(self, event: ModelEvent, reason: str = "") -> None:
-        change = self._life.apply(event, trio.current_time(), reason)
+    def _step(self, event: ModelEvent, reason: str = "", exit_status: int | None = None) -> None:
+        change = self._life.apply(event, trio.current_time(), reason, exit_status=exit_status)
         level = logging.WARNING if event in (ModelEvent.CRASH, ModelEvent.GIVE_UP) else logging.INFO
         told = f": {reason}" if reason else ""
         _logger.log(level, "model %r is %s (%s)%s", self.config.name, change.after.value, event.value, told)
@@ -372,16 +350,20 @@ class ModelProcess:
         if self._has_served:
             kind = ModelCrashed
         verdict = self._restarts.crashed(now, has_served=self._has_served)
+        if verdict.restart and not self._restarts_itself:
+            self._next_start = verdict.at
+            self._step(ModelEvent.GIVE_UP, reason, exit_status)
+            return
         if verdict.restart:
             if self.state is ModelState.READY:
                 self._coming = _Start()
             self._next_start = verdict.at
-            self._step(ModelEvent.CRASH, f"{reason}; it is started again in {verdict.at - now:g} s")
+            self._step(ModelEvent.CRASH, f"{reason}; it is started again in {verdict.at - now:g} s", exit_status)
             return
         if self._has_served and verdict.crashes > 1:
             reason += f"; that was crash number {verdict.crashes} within {self.config.restarts.window:g} s"
         self._failure = _Failure(kind=kind, reason=reason, exit_status=exit_status, at=verdict.at)
-        self._step(ModelEvent.GIVE_UP, reason)
+        self._step(ModelEvent.GIVE_UP, reason, exit_status)
 
     # ---- errors ----
 

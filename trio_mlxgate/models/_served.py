@@ -1,0 +1,118 @@
+"""What the router knows of one model: its process, its present life, and who waits for its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_mlxgate.core.lifecycle import ModelState, StateChange
+    from trio_mlxgate.models.errors import ModelError, ModelFailed
+    from trio_mlxgate.models.output import Output
+    from trio_mlxgate.models.ports import PortPool
+    from trio_mlxgate.models.router_config import ModelConfig
+    from trio_mlxgate.outer_deadline import OuterDeadlines
+
+
+class ServerProcess(Protocol):
+    """What runs a model's server for the router: :class:`~trio_mlxgate.models.process.ModelProcess`, or a stand-in."""
+
+    @property
+    def state(self) -> ModelState:
+        """Where it is."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """The id of its process; None: it has none."""
+        ...
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it is ready and answered the last look."""
+        ...
+
+    @property
+    def retry_at(self) -> float:
+        """Until when nobody gets it, since it has failed too often; -inf: it may be had."""
+        ...
+
+    @property
+    def output(self) -> Output:
+        """What it writes."""
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[object] = ...) -> None:  # noqa: ASYNC114 - as RunInBlock's
+        """Run it until cancelled, and then stop it. Always a checkpoint."""
+        ...
+
+    async def ensure_ready(self) -> str:
+        """The server's base URL when it is ready; raises ModelError. Always a checkpoint."""
+        ...
+
+    async def stop(self, *, now: bool = False) -> None:
+        """Stop it, and return when nothing is left of it; raises ModelError. Always a checkpoint."""
+        ...
+
+    def forget(self) -> None:
+        """Forget that it failed: who asks for it next gets it started at once."""
+        ...
+
+    async def wait_stopped(self) -> None:
+        """Wait until nothing is left of it; raises ModelError. Always a checkpoint."""
+        ...
+
+
+class MakeProcess(Protocol):
+    """Makes the process of a model; it is told ``restarts=False``: it is started when the scheduler says so."""
+
+    def __call__(
+        self,
+        config: ModelConfig,
+        *,
+        ports: PortPool | None,
+        on_change: Callable[[StateChange], object],
+        restarts: bool,
+    ) -> ServerProcess:
+        """Make it."""
+        ...
+
+
+@attrs.define(eq=False)
+class Life:
+    """One process of a model, from ready to its end."""
+
+    base_url: str = ""
+    identity: int = 0
+    """That of the swap that loaded it; 0: none has said so yet."""
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    error: Callable[[], ModelError] | None = None
+    """Makes the error for one whom it served when it ended; None: it has not ended."""
+
+
+@attrs.define(eq=False)
+class Unload:
+    """One who waits until a model has gone."""
+
+    over: trio.Event = attrs.field(factory=trio.Event)
+    error: str = ""
+
+
+@attrs.define(eq=False)
+class Served:
+    """One model of a router."""
+
+    config: ModelConfig
+    deadlines: OuterDeadlines
+    process: ServerProcess
+    life: Life | None = None
+    """The process that is ready; None: none is."""
+    failure: ModelFailed | None = None
+    """Why the last load failed; None: it did not."""
+    unloads: list[Unload] = attrs.field(factory=list)
+    loads: dict[int, trio.CancelScope] = attrs.field(factory=dict)
+    """The loads that are going on, by the identity of their swap."""
