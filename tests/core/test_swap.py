@@ -258,6 +258,24 @@ def test_one_that_does_not_wait_changes_nothing() -> None:
     assert is_waiting(waiter)
 
 
+def test_who_leaves_in_the_moment_in_which_something_is_due_is_cancelled() -> None:
+    world = world_of()
+    late = world.request("a", max_wait=2.0)
+    world.now = 2.0
+    world.cancel(late)
+    assert fates(late) == ["cancelled"]
+    # Were it to go on waiting, it would be granted now: who closed its model to it has waited for long enough.
+    world = world_of(ready=["a"], a=ModelOptions(limit=2))
+    world.request("a")
+    world.request("b", FOREGROUND, max_wait=2.0)
+    leaves = world.request("a")
+    assert is_waiting(leaves)
+    world.now = 2.0
+    world.cancel(leaves)
+    assert fates(leaves) == ["cancelled"]
+    assert world.scheduler.statistics(world.now).models["a"].in_flight == 1
+
+
 def test_progress_is_told_step_by_step() -> None:
     world = world_of(ready=["a"], a=ModelOptions(limit=1))
     served = world.request("a")

@@ -47,6 +47,7 @@ class Played(ModelProcess):
             if self.state in (ModelState.STARTING, ModelState.READY):
                 self.left()
             if self.state is ModelState.STOPPING:
+                servers.stops(name)
                 with trio.move_on_after(servers.stop, shield=True):
                     await self._kill_asked.wait()
             self._pid = None
@@ -89,6 +90,7 @@ class Servers:
         self.made: dict[str, Played] = {}
         self.pids = count(1000)
         self.starts: list[str] = []
+        self.stops: Callable[[str], object] = str  # is called when one is told to go
 
     def __call__(self, config: ModelConfig, **more: Any) -> Played:
         process = self.made[config.name] = Played(config, **more)

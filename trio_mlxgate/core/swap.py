@@ -142,11 +142,13 @@ class SwapScheduler:
         """Nobody waits for this request any more. If it was granted meanwhile, it ends."""
         if request.state is GRANTED:
             return self.on_serve_done(request, now)
-        self._catch_up(now)
         if request.state is not WAITING:
+            self._catch_up(now)
             return self._done(now)
+        # Before what is due is decided: that may neither refuse nor grant what is nobody's any more.
         model = self._models[request.model]
         self._turns.serve(model, model.queue.cancel(request, now), now)
+        self._catch_up(now)
         return self._settle(now)
 
     def on_serve_done(self, request: SwapRequest, now: float) -> list[Effect]:
