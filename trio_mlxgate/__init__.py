@@ -33,6 +33,7 @@ from trio_mlxgate.errors import (
     FirstTokenTooSlow as FirstTokenTooSlow,
     GateRefused as GateRefused,
     MalformedAnswer as MalformedAnswer,
+    PlanRefused as PlanRefused,
     QueueFull as QueueFull,
     Superseded as Superseded,
     TokenGapTooLong as TokenGapTooLong,

@@ -22,6 +22,8 @@
                ├── TokenGapTooLong      that of the silence between two tokens
                └── AnswerTooSlow        that of the whole: ``hold_timeout``
 
+Those of models that are started and stopped are in :mod:`trio_mlxgate.models.errors`, and are BackendErrors.
+
 Beside these the gate raises what trio's own primitives raise: :class:`trio.TooSlowError` when a
 ``hold_timeout`` ended, :class:`trio.WouldBlock` from ``*_nowait``, :class:`RuntimeError` for misuse.
 The modules ``trio_mlxgate.httpx`` and ``trio_mlxgate.httpx2`` raise subclasses that are also exceptions

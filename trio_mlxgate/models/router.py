@@ -81,7 +81,7 @@ class ModelRouter(RunInBlock):
         self.config = config
         """What it was made of."""
         self._scheduler = SwapScheduler(
-            config.planner, {model.name: model.options for model in config.models}, config.swap
+            config.effective_planner, {model.name: model.options for model in config.models}, config.swap
         )
         ports = None if config.ports is None else PortPool(*config.ports)
         self._served = {model.name: self._serve(model, process, ports) for model in config.models}
@@ -136,7 +136,7 @@ class ModelRouter(RunInBlock):
         Raises:
           TypeError, ValueError: at once, if an argument isn't as described.
           UnknownModel: on entering: there is no such model.
-          QueueFull, WaitTooLong, Superseded, PlanRefused: on entering: it was refused; these are GateRefused.
+          GateRefused: on entering: it was refused; it is a QueueFull, WaitTooLong, Superseded, or PlanRefused.
           ModelFailed: on entering: the model did not get ready, or has failed too often; it says when to try again.
           ModelUnloaded: on entering: somebody unloaded the model while this waited.
           EvictionFailed: on entering: a model that had to go for it did not stop.
@@ -312,7 +312,7 @@ class ModelRouter(RunInBlock):
     def _together(self, held: str, wanted: str) -> bool:
         """Whether a model may come while another one is in use."""
         try:
-            return held not in self.config.planner.evictions(wanted, [held], {held}).evict
+            return held not in self.config.effective_planner.evictions(wanted, [held], {held}).evict
         except (PlanRefused, UnknownModel):
             return True  # the scheduler asks again, and refuses with it
 

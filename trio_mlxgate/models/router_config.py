@@ -11,6 +11,7 @@ import attrs
 from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.matrix import Matrix, Ties
 from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
+from trio_mlxgate.errors import UnknownModel
 from trio_mlxgate.models.settings import ProcessConfig, check_seconds, check_whole, wrong_type, wrong_value
 from trio_mlxgate.outer_deadline import OuterDeadline  # noqa: TC001 - attrs looks at it
 from trio_mlxgate.priority import MAX_PRIORITY
@@ -68,7 +69,7 @@ def _models(models: Any) -> tuple[ModelConfig, ...]:
 class RouterConfig:
     """All models, and which may be there together.
 
-    Without ``sets`` and without ``groups``, one model is there at a time. Only one of the two may be given.
+    Without ``sets``, ``groups`` and ``planner``, one model is there at a time. Only one of the three may be given.
 
     Raises:
       TypeError, ValueError: at once, for a bad setting; the message says where it stands.
@@ -94,8 +95,11 @@ class RouterConfig:
     groups: Mapping[str, Group] | None = attrs.field(default=None)
     """Which models take turns, as groups; see :class:`~trio_mlxgate.core.groups.Groups`."""
 
+    planner: Planner | None = attrs.field(default=None)
+    """What decides which models have to go for another one, if neither sets nor groups are to."""
+
     pinned: Collection[str] = attrs.field(default=())
-    """Models that are never stopped for another one."""
+    """Models that are never stopped for another one. A ``planner`` has its own way to say so."""
 
     swap: SwapOptions = attrs.field(factory=SwapOptions)
     """How models take turns: how long one waits at most while others are served, how long a model stays."""
@@ -106,8 +110,8 @@ class RouterConfig:
     outer_deadline: OuterDeadline = attrs.field(default="warn")
     """What to do about a finite deadline of the caller around the wait for a lease, as of a gate."""
 
-    planner: Planner = attrs.field(init=False, repr=False, eq=False)
-    """Decides which models have to go for another one."""
+    effective_planner: Planner = attrs.field(init=False, repr=False, eq=False)
+    """What decides which models have to go for another one: made of the sets or the groups, or ``planner``."""
 
     def __attrs_post_init__(self) -> None:
         names: set[str] = set()
@@ -124,7 +128,7 @@ class RouterConfig:
         if self.outer_deadline not in ("warn", "raise", "allow"):
             wrong_value("outer_deadline", "'warn', 'raise' or 'allow'", self.outer_deadline)
         self._check_ports()
-        object.__setattr__(self, "planner", self._planner())
+        object.__setattr__(self, "effective_planner", self._planner())
 
     def _check_ports(self) -> None:
         if self.ports is None:
@@ -140,12 +144,15 @@ class RouterConfig:
 
     def _planner(self) -> Planner:
         names = [model.name for model in self.models]
-        if self.sets is not None and self.groups is not None:
-            raise ValueError("sets, groups: expected one of the two, got both")
+        given = [field for field in ("sets", "groups", "planner") if getattr(self, field) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{', '.join(given)}: expected one of them, got {len(given)}")
         if self.sets is None:
             for field in ("vars", "evict_costs"):
                 if getattr(self, field):
                     raise ValueError(f"{field}: expected nothing, since there are no sets; drop it, or give sets")
+            if self.planner is not None:
+                return self._checked_planner(names)
             return Groups({} if self.groups is None else self.groups, models=names, pinned=self.pinned)
         return Matrix(
             self.sets,
@@ -155,3 +162,17 @@ class RouterConfig:
             pinned=self.pinned,
             ties=self.ties,
         )
+
+    def _checked_planner(self, names: list[str]) -> Planner:
+        planner = self.planner
+        assert planner is not None
+        if self.pinned:
+            raise ValueError("pinned: expected nothing, since the planner decides that; drop it")
+        if not callable(getattr(planner, "evictions", None)):
+            wrong_type("planner", "a Planner, which has a method evictions", planner)
+        for name in names:
+            try:
+                planner.evictions(name, ())
+            except UnknownModel as error:
+                raise ValueError(f"planner: expected one that knows all models: {error}") from None
+        return planner
