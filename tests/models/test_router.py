@@ -11,8 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock, assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
+from tests.gate.helpers import BACKGROUND, FOREGROUND, Log as AnyLog
 from tests.models.played import Servers, model, router
-from trio_mlxgate import GateRefused, Priority, QueueFull, Superseded, WaitTooLong
+from trio_mlxgate import GateRefused, QueueFull, Superseded, WaitTooLong
 from trio_mlxgate.core.swap_state import Phase
 from trio_mlxgate.errors import PlanRefused, UnknownModel
 from trio_mlxgate.models import (
@@ -31,18 +32,9 @@ from trio_mlxgate.models import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-FOREGROUND, BACKGROUND = Priority.FOREGROUND, Priority.BACKGROUND
 
-
-class Log:
+class Log(AnyLog):
     """What happened, and when."""
-
-    def __init__(self) -> None:
-        self.start = trio.current_time()
-        self.lines: list[tuple[float, str]] = []
-
-    def __call__(self, what: str) -> None:
-        self.lines.append((trio.current_time() - self.start, what))
 
     def progress(self, step: LeaseProgress) -> None:
         more = step.position if step.position is not None else "+".join(step.evicting)
@@ -385,15 +377,16 @@ async def test_a_deadline_around_the_wait_is_reported(autojump_clock: MockClock)
 
 
 async def test_a_task_does_not_wait_for_itself(autojump_clock: MockClock) -> None:
-    async with router(Servers(), "a", "b") as routed:
+    async with router(Servers(), "a", "b") as routed, trio.open_nursery() as nursery:
         log = Log()
         async with routed.lease("a") as lease:
             await told(RuntimeError, "holds a lease of model 'a' already", lambda: use(routed, log, "x", "a"))
             await told(RuntimeError, "'a', which has to go before 'b'", lambda: use(routed, log, "x", "b"))
             await told(RuntimeError, "would wait for its own end", lambda: routed.unload("a"))
             await told(RuntimeError, "used only once", lease.__aenter__)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(use, routed, log, "child", "a")
+            nursery.start_soon(use, routed, log, "child", "a")
+            await trio.sleep(3.0)
+            assert log.lines[-1][1] == "-child"
         await use(routed, log, "later", "a")
         await use(routed, log, "later", "b")
 
@@ -409,7 +402,7 @@ async def test_models_that_may_be_together_are_leased_together(autojump_clock: M
 
 async def test_lease_nowait_is_served_at_once_or_not_at_all(autojump_clock: MockClock) -> None:
     servers = Servers()
-    async with router(servers, model("a", limit=1), "b") as routed:
+    async with router(servers, model("a", limit=1), "b") as routed, trio.open_nursery() as nursery:
         log = Log()
         with pytest.raises(trio.WouldBlock), routed.lease_nowait("a"):
             raise AssertionError("it isn't loaded")
@@ -419,13 +412,14 @@ async def test_lease_nowait_is_served_at_once_or_not_at_all(autojump_clock: Mock
             assert lease.base_url == "http://a.test"
 
             async def another() -> None:
-                with routed.lease_nowait("a"):
+                await trio.lowlevel.checkpoint()
+                with pytest.raises(trio.WouldBlock), routed.lease_nowait("a"):
                     raise AssertionError("its slot is taken")
+                log("would block")
 
-            with pytest.raises(ExceptionGroup) as caught:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(another)
-            assert [type(error) for error in caught.value.exceptions] == [trio.WouldBlock]
+            nursery.start_soon(another)
+            await wait_all_tasks_blocked()
+            assert log.lines[-1][1] == "would block"
         assert routed.statistics().models["a"].in_flight == 0
 
 

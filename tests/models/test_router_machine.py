@@ -176,8 +176,8 @@ class Play:
                 assert known.admitted <= fates["admitted"] + fates["cancelled"]
                 assert known.admitted >= fates["admitted"]
                 assert sum(known.rejected_by_reason.values()) == fates["refused"]
-            assert not routed._owners
-            for served in routed._served.values():
+            assert not routed._driver._owners
+            for served in routed._driver.served.values():
                 assert not served.unloads
             # Whatever happened: it works still.
             self.servers.broken.clear()

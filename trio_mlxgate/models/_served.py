@@ -1,11 +1,14 @@
-"""What the router knows of one model: its process, its present life, and who waits for its end."""
+"""What a router knows of one model: its process, its present life, who asks for it, and who waits for its end."""
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
+
+from trio_mlxgate.core.swap_queue import SwapRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +19,40 @@ if TYPE_CHECKING:
     from trio_mlxgate.models.ports import PortPool
     from trio_mlxgate.models.router_config import ModelConfig
     from trio_mlxgate.outer_deadline import OuterDeadlines
+
+
+class LeaseStage(enum.Enum):
+    """What a lease waits for."""
+
+    QUEUED = "queued"
+    """Others go before it, or its model has as many requests as it serves at once."""
+
+    EVICTING = "evicting"
+    """Its model comes next, and others are stopped for it."""
+
+    LOADING = "loading"
+    """Its model is starting."""
+
+    READY = "ready"
+    """Nothing any more: it is granted."""
+
+
+class Asker(SwapRequest):
+    """Who asks for a model: what the driver tells it."""
+
+    __slots__ = ()
+
+    def tell(self, stage: LeaseStage, position: int | None, evicting: tuple[str, ...], wait: float | None) -> None:
+        """Something about it has changed."""
+        raise NotImplementedError
+
+    def granted(self, life: Life) -> None:
+        """It is in flight from now on, served by this process."""
+        raise NotImplementedError
+
+    def refused(self, error: Exception) -> None:
+        """It is out of the queue, for this reason."""
+        raise NotImplementedError
 
 
 class ServerProcess(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from typing import TYPE_CHECKING, Final, Self
 
@@ -11,9 +10,9 @@ import trio
 from trio.lowlevel import Abort, enable_ki_protection
 
 from trio_mlxgate.core.checks import check_seconds
-from trio_mlxgate.core.swap_queue import SwapRequest
 from trio_mlxgate.core.ticket import GRANTED, WAITING, TicketState
 from trio_mlxgate.models._lost import is_lost_connection
+from trio_mlxgate.models._served import Asker, LeaseStage as LeaseStage
 from trio_mlxgate.outer_deadline import check_outer_deadline
 
 if TYPE_CHECKING:
@@ -21,29 +20,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn
 
+    from trio_mlxgate.models._driver import SwapDriver
     from trio_mlxgate.models._served import Life
-    from trio_mlxgate.models.router import ModelRouter
     from trio_mlxgate.outer_deadline import OuterDeadline
 
 NEWS_WITHIN: Final = 1.0
 """Seconds that a lease whose body lost a connection waits for the news that the server has ended: the end of a
 connection is seen before the end of the process."""
-
-
-class LeaseStage(enum.Enum):
-    """What a lease waits for."""
-
-    QUEUED = "queued"
-    """Others go before it, or its model has as many requests as it serves at once."""
-
-    EVICTING = "evicting"
-    """Its model comes next, and others are stopped for it."""
-
-    LOADING = "loading"
-    """Its model is starting."""
-
-    READY = "ready"
-    """Nothing any more: it is granted."""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,14 +50,14 @@ class LeaseProgress:
     those has never been measured. READY: 0."""
 
 
-class Lease(SwapRequest):
+class Lease(Asker):
     """A model for the time of a block, loaded, and with a slot in its gate. Made by a router's methods; used once."""
 
-    __slots__ = ("_life", "_on_progress", "_outer_deadline", "_owner", "_refused", "_router", "_scope", "_waiter")
+    __slots__ = ("_driver", "_life", "_on_progress", "_outer_deadline", "_owner", "_refused", "_scope", "_waiter")
 
     def __init__(
         self,
-        router: ModelRouter,
+        driver: SwapDriver,
         model: str,
         priority: int | None,
         *,
@@ -102,7 +85,7 @@ class Lease(SwapRequest):
             supersede=supersede,
             watched=on_progress is not None,
         )
-        self._router = router
+        self._driver = driver
         self._outer_deadline: OuterDeadline | None = outer_deadline
         self._on_progress = on_progress
         self._owner: trio.lowlevel.Task | None = None
@@ -143,7 +126,7 @@ class Lease(SwapRequest):
             raise RuntimeError(f"{self!r} is not held, so it has no deadline")
         self.hold_deadline = self._scope.deadline = deadline
 
-    # ---- for the router ----
+    # ---- for the driver ----
 
     def tell(self, stage: LeaseStage, position: int | None, evicting: tuple[str, ...], wait: float | None) -> None:
         """Tell who watches it. An error of theirs goes to the log."""
@@ -151,7 +134,7 @@ class Lease(SwapRequest):
             progress = LeaseProgress(
                 model=self.model, stage=stage, position=position, evicting=evicting, estimated_wait=wait
             )
-            self._router.call(self._on_progress, progress, "on_progress")
+            self._driver.call(self._on_progress, progress, "on_progress")
 
     def granted(self, life: Life) -> None:
         """It is in flight from now on, served by this process."""
@@ -175,10 +158,10 @@ class Lease(SwapRequest):
         """Say which task asks; raise RuntimeError if it may not."""
         if self.state is not TicketState.NEW:
             raise RuntimeError(f"{self!r} can be used only once; ask the router for another")
-        return self._router.asked_by_this_task(self)
+        return self._driver.asked_by_this_task(self)
 
     def _hold(self, task: trio.lowlevel.Task) -> None:
-        self._router.owned(self, task)
+        self._driver.owned(self, task)
         self._owner = task
         self._scope = trio.CancelScope(deadline=self.hold_deadline)
         self._scope.__enter__()
@@ -208,9 +191,9 @@ class Lease(SwapRequest):
 
     def _give_back(self) -> None:
         if self._owner is not None:
-            self._router.no_longer_owned(self, self._owner)
+            self._driver.no_longer_owned(self, self._owner)
             self._owner = None
-        self._router.ended(self)
+        self._driver.ended(self)
 
 
 class AsyncLease(Lease):
@@ -225,8 +208,8 @@ class AsyncLease(Lease):
         Cancelled, it leaves the queue in that step, and whatever was done for it alone may be given up.
         """
         task = self._begin()
-        router = self._router
-        router.look_at_deadline(self, self._outer_deadline)
+        driver = self._driver
+        driver.look_at_deadline(self, self._outer_deadline)
         self.state = TicketState.ASKING
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -234,7 +217,7 @@ class AsyncLease(Lease):
             self.state = TicketState.CANCELLED
             raise
         try:
-            router.asks(self)
+            driver.asks(self)
             if self.state is WAITING:
                 self._waiter = task
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
@@ -245,7 +228,7 @@ class AsyncLease(Lease):
         except BaseException:
             if self.state is WAITING or self.state is GRANTED:  # SystemExit and its kind, of who watches
                 self._waiter = None
-                router.cancelled(self)
+                driver.cancelled(self)
             raise
         finally:
             self._refused = None  # it would keep its traceback, and that this frame
@@ -255,7 +238,7 @@ class AsyncLease(Lease):
     def _abort(self, _: object) -> Abort:
         """The wait is cancelled: leave the queue, and settle, in this step."""
         self._waiter = None
-        self._router.cancelled(self)
+        self._driver.cancelled(self)
         return Abort.SUCCEEDED
 
     @enable_ki_protection
@@ -310,12 +293,12 @@ class SyncLease(Lease):
         """
         task = self._begin()
         try:
-            self._router.asks(self, nowait=True)
+            self._driver.asks(self, nowait=True)
             if self._refused is not None:
                 raise self._refused
         except BaseException:
             if self.state is GRANTED:  # as in AsyncLease
-                self._router.cancelled(self)
+                self._driver.cancelled(self)
             raise
         finally:
             self._refused = None
