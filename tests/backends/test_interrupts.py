@@ -88,7 +88,7 @@ def test_a_look_that_ends_the_program_is_no_failure_of_the_watch(caplog: pytest.
         async with BackendRegistry({"reasoner": backend}, jitter=0):  # type: ignore[dict-item]
             await trio.sleep(100)
 
-    with ends_within(30), pytest.raises(BaseExceptionGroup) as caught:
+    with ends_within(30), pytest.raises(BaseExceptionGroup) as caught:  # noqa: ASYNC401
         trio.run(main, clock=MockClock(autojump_threshold=0))
     assert caught.group_contains(SystemExit)
     assert "failed" not in caplog.text
