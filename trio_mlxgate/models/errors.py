@@ -4,6 +4,7 @@
 
     BackendError
      └── ModelError                a model could not be had; it is named, and the last lines of its output are told
+          ├── ModelNotStopped      it was killed, and its process is still there (HTTP 503)
           ├── ModelUnloaded        it was stopped while one waited for it, or nobody runs it any more (HTTP 503)
           └── ModelFailed          its server did not come up, or crashed too often (HTTP 503)
                ├── ModelStartFailed     it could not be started, or ended before it was ready
@@ -51,6 +52,15 @@ class ModelUnloaded(ModelError):
     """The model was stopped while one waited for it, or nobody runs it any more."""
 
     code: ClassVar[str] = "model_unloaded"
+
+
+class ModelNotStopped(ModelError):
+    """The model's server was killed, and its process, or another of its group, is still there: it hangs in the system.
+
+    So its memory may still be taken. :meth:`ModelProcess.stop` tries again.
+    """
+
+    code: ClassVar[str] = "model_not_stopped"
 
 
 class ModelFailed(ModelError):
