@@ -117,16 +117,18 @@ class World:
         self.in_flight[request.model].remove(request)
         self.play(self.scheduler.on_serve_done(request, self.now))
 
-    def loaded(self, model: str, error: str = "", *, retry_at: float = -math.inf) -> None:
+    def loaded(self, model: str, error: str = "", *, retry_at: float = -math.inf, is_left: bool = False) -> None:
         """The load that is going on ends."""
         process = self.processes[model]
         identity = self.swaps.pop(model)
-        if error:
+        if error and is_left:
+            process.ready = False
+        elif error:
             del self.processes[model]
         else:
             process.ready = True
             process.load = identity
-        self.play(self.scheduler.on_swap_done(identity, self.now, error, retry_at=retry_at))
+        self.play(self.scheduler.on_swap_done(identity, self.now, error, retry_at=retry_at, is_left=is_left))
 
     def stopped(self, model: str, error: str = "") -> None:
         """The stop that is going on ends."""

@@ -107,9 +107,10 @@ class SwapMachine(RuleBasedStateMachine):
             self.world.end(request)
 
     @precondition(lambda self: self.world.loading)
-    @rule(data=st.data(), error=st.sampled_from(["", "", "", "no memory"]), later=LATER)
-    def loaded(self, data: st.DataObject, error: str, later: float) -> None:
-        self.world.loaded(data.draw(st.sampled_from(self.world.loading)), error, retry_at=self.world.now + later)
+    @rule(data=st.data(), error=st.sampled_from(["", "", "", "no memory"]), later=LATER, is_left=st.booleans())
+    def loaded(self, data: st.DataObject, error: str, later: float, is_left: bool) -> None:
+        model = data.draw(st.sampled_from(self.world.loading))
+        self.world.loaded(model, error, retry_at=self.world.now + later, is_left=bool(error) and is_left)
 
     @precondition(lambda self: self.world.stopping)
     @rule(data=st.data(), error=st.sampled_from(["", "", "", "it won't"]))

@@ -288,3 +288,16 @@ def test_a_pinned_model_refuses_who_would_need_its_place() -> None:
     assert refusal.request is request
     assert refusal.reason == "plan_refused"
     assert "pinned" in refusal.detail
+
+
+def test_a_load_that_failed_and_left_its_process_behind_keeps_its_place() -> None:
+    world = world_of()
+    world.request("a")
+    world.loaded("a", "not ready in time", is_left=True)
+    assert world.scheduler.statistics(world.now).models["a"].phase is Phase.STUCK
+    world.log.clear()
+    other = world.request("b")
+    assert kinds(world) == ["StartSwap b", "StopModel a"]
+    world.stopped("a")
+    world.loaded("b")
+    assert is_granted(other)

@@ -21,6 +21,7 @@ from trio_mlxgate.models import (
     LeaseProgress,
     LeaseStage,
     ModelCrashed,
+    ModelNotStopped,
     ModelRouter,
     ModelStartFailed,
     ModelState,
@@ -663,8 +664,6 @@ async def test_what_ends_the_program_in_on_progress_loses_no_slot(autojump_clock
 
 
 async def test_a_process_that_does_not_stop_is_told(autojump_clock: MockClock) -> None:
-    from trio_mlxgate.models import ModelNotStopped
-
     class Stuck(Servers):
         def __call__(self, config: Any, **more: Any) -> Any:
             process = super().__call__(config, **more)

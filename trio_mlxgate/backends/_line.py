@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
+from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
     from trio_mlxgate.backends.prober import Prober
     from trio_mlxgate.httpx import GateTransport
@@ -31,6 +31,34 @@ def current_run() -> trio.lowlevel.TrioToken:
 
 
 @attrs.define(eq=False)
+class _Use:
+    """See :meth:`Line.use`. Ctrl-C doesn't strike within its two ends: whoever closes would wait for it in vain."""
+
+    _line: Line
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+
+    @enable_ki_protection
+    def __enter__(self) -> None:
+        if self._line.closed:
+            raise self._line.refusal()
+        self._scope.__enter__()
+        self._line.running.add(self._scope)
+
+    @enable_ki_protection
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        line = self._line
+        line.running.discard(self._scope)
+        if line.all_over is not None and not line.running:
+            line.all_over.set()
+        caught = self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught:
+            raise line.refusal() from None
+        return caught
+
+
+@attrs.define(eq=False)
 class Line:
     """What an adapter has in one run."""
 
@@ -42,28 +70,16 @@ class Line:
     prober: Prober
     last_token_at: float = -math.inf
     closed: bool = False
-    _running: set[trio.CancelScope] = attrs.field(factory=set, init=False)
-    _all_over: trio.Event | None = attrs.field(default=None, init=False)
+    running: set[trio.CancelScope] = attrs.field(factory=set, init=False)
+    all_over: trio.Event | None = attrs.field(default=None, init=False)
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
+    def use(self) -> _Use:
         """A block that waits for the server or for its slot: closing ends it, wherever it is.
 
         Raises:
           trio.ClosedResourceError: on entering, or out of the middle.
         """
-        if self.closed:
-            raise self.refusal()
-        with trio.CancelScope() as scope:
-            self._running.add(scope)
-            try:
-                yield
-            finally:
-                self._running.discard(scope)
-                if self._all_over is not None and not self._running:
-                    self._all_over.set()
-        if scope.cancelled_caught:
-            raise self.refusal() from None
+        return _Use(self)
 
     def refusal(self) -> trio.ClosedResourceError:
         """What is raised once it is closed."""
@@ -86,9 +102,9 @@ class Line:
     async def _end_all(self) -> None:
         """End all blocks of :meth:`use`, and return when they are over. Always a checkpoint."""
         await trio.lowlevel.checkpoint()
-        if self._running:
-            if self._all_over is None:
-                self._all_over = trio.Event()
-            for scope in list(self._running):
+        if self.running:
+            if self.all_over is None:
+                self.all_over = trio.Event()
+            for scope in list(self.running):
                 scope.cancel()
-            await self._all_over.wait()
+            await self.all_over.wait()

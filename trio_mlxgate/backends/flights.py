@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import outcome
 import trio
+from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,7 +25,8 @@ class Flight(Generic[T]):
     """Runs ``work`` in a nursery, once for all who ask until it has ended; who asks and leaves stops nobody.
 
     It runs in ``context``, and not in that of whoever happens to ask first: what is said around a call is said of that
-    call alone.
+    call alone. A Ctrl-C strikes the main task, and not the work: that may be in the middle of an import, as httpx makes
+    them late, where Python ignores what a callback raises, and the interrupt would be lost.
     """
 
     def __init__(self, work: Callable[[], Awaitable[T]], nursery: trio.Nursery, context: Context) -> None:
@@ -52,6 +54,7 @@ class Flight(Generic[T]):
             raise trio.ClosedResourceError("the registry was left meanwhile")
         return landing.result
 
+    @enable_ki_protection
     async def _fly(self, landing: _Landing[T]) -> None:  # noqa: ASYNC910 - as the work is
         try:
             try:

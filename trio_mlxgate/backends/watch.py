@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import attrs
 import outcome
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from trio_mlxgate.backends.flights import Flight
 from trio_mlxgate.core.load import LoadMonitor, LoadReport, LoadSettings
@@ -153,6 +154,7 @@ class Watch:
 
     # ---- looking ----
 
+    @enable_ki_protection
     async def run(self) -> None:
         """Look, and wait, for ever. Always a checkpoint; nothing but a cancellation ends it."""
         while True:
@@ -164,6 +166,9 @@ class Watch:
                     await self._looking.join()
                     if self._wants_measurement():
                         self._measuring.start()
+            except trio.ClosedResourceError:
+                # The look was broken off, since the registry is being left: the pause will be cancelled.
+                pass
             except Exception:
                 _logger.exception("backend %r: its watch failed; it goes on", self.backend.name)
             await self._pause()

@@ -162,6 +162,7 @@ class Watching:
         """Close all of them side by side, within a limit; returns what they raised. Always a checkpoint."""
         failed: list[Exception] = []
 
+        @enable_ki_protection
         async def close(backend: ModelAdapter) -> None:
             await trio.lowlevel.checkpoint()
             try:

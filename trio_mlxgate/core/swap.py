@@ -167,10 +167,13 @@ class SwapScheduler:
 
     # ---- what can happen: processes ----
 
-    def on_swap_done(self, identity: int, now: float, error: str = "", *, retry_at: float = -math.inf) -> list[Effect]:
+    def on_swap_done(
+        self, identity: int, now: float, error: str = "", *, retry_at: float = -math.inf, is_left: bool = False
+    ) -> list[Effect]:
         """A load has come to its end: the model is ready, or ``error`` says why it isn't, and its process is gone.
 
         ``retry_at``: after such an error, until when another load would be of no use; till then requests are refused.
+        ``is_left``: after such an error: its process is not gone, and did not go when it was ended.
         """
         self._catch_up(now)
         model = self._fleet.loaded(identity, now)
@@ -182,7 +185,7 @@ class SwapScheduler:
         fresh = model.phase is Phase.LOADING
         self._fleet.end_swap(model)
         if error:
-            model.phase = Phase.OFF
+            model.phase = Phase.STUCK if is_left else Phase.OFF
             self._failed(model, error, retry_at)
         else:
             model.phase = Phase.READY

@@ -11,6 +11,7 @@ from trio_mlxgate.models.errors import (
     ModelCrashed as ModelCrashed,
     ModelError as ModelError,
     ModelFailed as ModelFailed,
+    ModelNotStopped as ModelNotStopped,
     ModelStartFailed as ModelStartFailed,
     ModelStartTooSlow as ModelStartTooSlow,
     ModelUnloaded as ModelUnloaded,

@@ -29,7 +29,7 @@ from trio_mlxgate.core.swap_effects import (
 from trio_mlxgate.errors import PlanRefused, UnknownModel
 from trio_mlxgate.models._router_errors import SHUT, refusal
 from trio_mlxgate.models._served import Asker, LeaseStage, Life, Served, Unload
-from trio_mlxgate.models.errors import ModelCrashed, ModelError, ModelFailed, ModelUnloaded
+from trio_mlxgate.models.errors import ModelCrashed, ModelError, ModelFailed, ModelNotStopped, ModelUnloaded
 from trio_mlxgate.models.ports import PortPool
 from trio_mlxgate.models.process import LAST_LINES
 from trio_mlxgate.outer_deadline import OuterDeadlines
@@ -293,13 +293,17 @@ class SwapDriver:
         self, served: Served, identity: int, scope: trio.CancelScope
     ) -> None:
         """Bring a model up, and report what came of it. Always a checkpoint."""
-        error, retry_at = "", -math.inf
+        error, retry_at, is_left = "", -math.inf, False
         with scope:
             try:
                 base_url = await served.process.ensure_ready()
             except ModelError as failure:
                 error, retry_at = failure.reason, served.process.retry_at
                 served.failure = failure if isinstance(failure, ModelFailed) else None
+                try:
+                    await served.process.wait_stopped()
+                except ModelNotStopped:
+                    is_left = True
             else:
                 life = served.life
                 assert life is not None, "it has answered"
@@ -308,7 +312,8 @@ class SwapDriver:
                 served.failure = None
         if not scope.cancelled_caught:
             served.loads.pop(identity, None)
-            self._happens(self._scheduler.on_swap_done, identity, trio.current_time(), error, retry_at=retry_at)
+            now = trio.current_time()
+            self._happens(self._scheduler.on_swap_done, identity, now, error, retry_at=retry_at, is_left=is_left)
 
     def _start_stop(self, effect: StopModel) -> None:
         # When all ends, who runs the processes stops them.

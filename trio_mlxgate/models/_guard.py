@@ -12,8 +12,9 @@ It runs as ``python -I -S _guard.py REPORT LC_CTYPE COMMAND...``, imports next t
   executed, ``begun`` when it is known whether it can, ``exited N`` with the exit status, negative for a signal. The end
   of that pipe says that the guard has gone.
 * When the server has ended, the guard kills what is left of its group at once, or, if the server had been told to go,
-  leaves it time to go until the end of the pipe. Then it ends with the server's exit status, 128 + N for signal N as
-  shells do.
+  leaves it time to go until the end of the pipe. When all of the group have gone, it ends with the server's exit
+  status, 128 + N for signal N as shells do. What was killed and hangs in the system it waits for, so that the number of
+  the group isn't given to somebody else, and whoever started it can see whether it is there still.
 * It ignores the signals by which people and systems end programs. It is in a session of its own, where a terminal's
   Ctrl-C doesn't come; and if somebody sends it SIGTERM, the server still gets its time to stop.
 
@@ -32,10 +33,9 @@ from contextlib import suppress
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _LOOK_AT_PARENT = 1.0
 """Seconds. A process that our parent forked without exec would hold the pipe open; our parent's id tells the same."""
-_GROUP_GONE = 1.0
-"""Seconds that are waited for a group that was killed to go."""
 _LOOK_AT_GROUP = 0.01
 _LOOK_AT_GROUP_AT_MOST = 0.1
+_LOOK_AT_WHAT_HANGS = 1.0
 
 
 def main() -> int:
@@ -77,7 +77,7 @@ def main() -> int:
             told = told or _is_told()
             if status is not None:
                 _tell(report, f"exited {status}")
-        if status is not None and (not told or _is_gone(server)):
+        if status is not None and (not told or is_gone(server)):
             break
         ready, _, _ = select.select(watched, [], [], _LOOK_AT_PARENT if status is None else pause)
         if status is not None:
@@ -95,9 +95,11 @@ def main() -> int:
     if status is None:
         status = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
         _tell(report, f"exited {status}")
-    end = time.monotonic() + _GROUP_GONE
-    while not _is_gone(server) and time.monotonic() < end:
-        time.sleep(_LOOK_AT_GROUP)
+    # What hangs in the system goes when the system lets it. The guard's end tells that nobody of the group is left.
+    pause = _LOOK_AT_GROUP
+    while not is_gone(server):
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LOOK_AT_WHAT_HANGS)
     return status if status >= 0 else 128 - status
 
 
@@ -163,7 +165,8 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _is_gone(group: int) -> bool:
+def is_gone(group: int) -> bool:
+    """Whether nobody of this process group is alive."""
     try:
         os.killpg(group, 0)
     except OSError:

@@ -91,9 +91,9 @@ class OneProcess:
         self._kill_asked = kill_asked
 
     def start(self) -> GuardedProcess:
-        """The process, which runs inside of ``async with``."""
+        """The process, which runs inside of ``async with``. If it is left after that, its guard is kept."""
         words = [filled(word, {"PORT": self._port}) for word in self._config.words]
-        return GuardedProcess(words, env=self._env, cwd=self._config.cwd)
+        return GuardedProcess(words, env=self._env, cwd=self._config.cwd, keeps_left=True)
 
     async def tend(self, server: GuardedProcess) -> None:
         """Read what it writes, watch it, and stop it. Always a checkpoint."""

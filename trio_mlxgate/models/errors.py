@@ -6,6 +6,7 @@
      └── ModelError                a model could not be had; it is named, and the last lines of its output are told
           ├── ModelUnloaded        it was stopped while one waited for it or used it, or nobody runs it (HTTP 503)
           ├── EvictionFailed       a model that had to go for it did not stop (HTTP 503)
+          ├── ModelNotStopped      it was killed, and its process is still there (HTTP 503)
           └── ModelFailed          its server did not come up, or crashed too often (HTTP 503)
                ├── ModelStartFailed     it could not be started, or ended before it was ready
                │    └── ModelStartTooSlow    it was not ready in time; also a trio.TooSlowError (HTTP 504)
@@ -62,6 +63,15 @@ class EvictionFailed(ModelError):
     """A model that had to go for this one did not stop, however often it was told to. It still has its memory."""
 
     code: ClassVar[str] = "eviction_failed"
+
+
+class ModelNotStopped(ModelError):
+    """The model's server was killed, and its process, or another of its group, is still there: it hangs in the system.
+
+    So its memory may still be taken. :meth:`ModelProcess.stop` tries again.
+    """
+
+    code: ClassVar[str] = "model_not_stopped"
 
 
 class ModelFailed(ModelError):

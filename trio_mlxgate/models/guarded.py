@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_mlxgate.models._guard import is_gone
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
@@ -21,6 +23,7 @@ _RECEIVE_SIZE: Final = 65536
 _ENDING: Final = 5.0
 """Seconds that a killed process and its guard may take to go. What takes longer hangs in the system."""
 _REAPING: Final = 1.0
+_LOOK: Final = 0.01
 _BEGINNING: Final = 30.0
 """Seconds from the guard's start until the command runs, or is known not to."""
 
@@ -34,10 +37,18 @@ class GuardedProcess:
 
     However the block ends, so does the process, and all of its group; and if our own process ends in whichever way,
     the guard ends them. Only a process that left the group (with setsid, as daemons do) escapes.
+
+    Leaving the block is bounded, and so something may be left that was killed and hangs in the system. With
+    ``keeps_left`` its guard is kept then: see :attr:`is_left`, :meth:`end_again`, and at last :meth:`let_go`.
     """
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], cwd: str | os.PathLike[str] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str | os.PathLike[str] | None = None,
+        keeps_left: bool = False,
     ) -> None:
         self._command = list(command)
         self._env = dict(env)
@@ -52,6 +63,8 @@ class GuardedProcess:
         self._has_begun = False
         self._has_gone = False
         self._problem = ""
+        self._keeps_left = keeps_left
+        self._is_left = False
 
     @property
     def pid(self) -> int:
@@ -91,6 +104,7 @@ class GuardedProcess:
             started = True
         finally:
             if not started:
+                self._keeps_left = False
                 with trio.move_on_after(2 * _ENDING, shield=True):
                     await self._end()
         return self
@@ -145,13 +159,56 @@ class GuardedProcess:
             if self._lifeline >= 0:
                 lifeline, self._lifeline = self._lifeline, -1
                 os.close(lifeline)
-            self.kill()
             if self._guard is not None:
-                with trio.move_on_after(_ENDING):
-                    await self.wait_gone()
-                # If the guard was killed, this is what ends the server: only now it is certain which one that is.
-                self.kill()
-                if self._guard.returncode is None:
+                await self._end_group()
+        finally:
+            if self._output is not None:
+                self._output.close()
+            if not (self._is_left and self._keeps_left):
+                await self.let_go()  # noqa: ASYNC102 - the caller shields and bounds it
+
+    async def _end_group(self) -> None:
+        """Kill all, and see whether something is left. Always a checkpoint."""
+        self.kill()
+        with trio.move_on_after(_ENDING):
+            await self.wait_gone()
+            # If the guard was killed, this is what ends the server: only now it is certain which one that is.
+            self.kill()
+            while self.is_there:  # noqa: ASYNC110 - it can only be looked at
+                await trio.sleep(_LOOK)
+        self._is_left = self.is_there
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody of its group is alive, as it is now; the dead that nobody has reaped don't count."""
+        return self._group != 0 and not is_gone(self._group)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the block was left, or :meth:`end_again` has returned, and somebody of its group was still alive."""
+        return self._is_left
+
+    async def end_again(self) -> None:
+        """Kill what is left again, and wait until it has gone, but not for long. Always a checkpoint; one at a time.
+
+        Cancelled, it can be called again. Of a guard that was killed nobody keeps the number of the group: then it is
+        only looked whether something is there. It was killed, and what is killed dies as soon as it can.
+        """
+        await trio.lowlevel.checkpoint()
+        if not self._has_gone:
+            await self._end_group()
+        else:
+            self._is_left = self.is_there
+        if not self._is_left:
+            with trio.CancelScope(shield=True):
+                await self.let_go()
+
+    async def let_go(self) -> None:
+        """End the guard, whatever is left. Always a checkpoint, and bounded; the caller shields it, if need be."""
+        await trio.lowlevel.checkpoint()
+        try:
+            if self._guard is not None and self._guard.returncode is None:
+                if self._has_gone:
                     with trio.move_on_after(_REAPING):
                         await self._guard.wait()
                 if self._guard.returncode is None:
@@ -159,9 +216,8 @@ class GuardedProcess:
                     with trio.move_on_after(_REAPING):
                         await self._guard.wait()
         finally:
-            for stream in (self._reports, self._output):
-                if stream is not None:
-                    stream.close()
+            if self._reports is not None:
+                self._reports.close()
 
     @property
     def has_ended(self) -> bool:

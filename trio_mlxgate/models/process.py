@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import trio
 
 from trio_mlxgate.core.backoff import Restarts
@@ -17,7 +16,9 @@ from trio_mlxgate.core.checks import check_bool
 from trio_mlxgate.core.lifecycle import Lifecycle, ModelEvent, ModelState, StateChange
 from trio_mlxgate.models._blocks import RunInBlock
 from trio_mlxgate.models._one_process import OneProcess
-from trio_mlxgate.models.errors import ModelCrashed, ModelStartFailed, ModelUnloaded
+from trio_mlxgate.models._remains import Remains
+from trio_mlxgate.models._start import Failure, Start
+from trio_mlxgate.models.errors import ModelCrashed, ModelNotStopped, ModelStartFailed, ModelUnloaded
 from trio_mlxgate.models.guarded import NotStarted
 from trio_mlxgate.models.output import Output
 from trio_mlxgate.models.ports import NoFreePort, PortPool, current_port_pool
@@ -34,37 +35,7 @@ LAST_LINES: Final = 20
 """Lines of output that an error tells."""
 
 _LEFT: Final = "nobody runs it any more"
-
-
-@attrs.frozen(kw_only=True)
-class _Failure:
-    """Why a model is not to be had."""
-
-    kind: type[ModelFailed]
-    reason: str
-    exit_status: int | None
-    at: float
-    """When it may be tried again."""
-
-
-@attrs.define(eq=False)
-class _Start:
-    """A start, for all who wait for it."""
-
-    settled: trio.Event = attrs.field(factory=trio.Event)
-    error: Callable[[], ModelError] | None = None
-    """Makes the error for one of them; None: it is ready."""
-
-    def settle(self, error: Callable[[], ModelError] | None = None) -> None:
-        if not self.settled.is_set():
-            self.error = error
-            self.settled.set()
-
-    async def wait(self) -> None:
-        """Wait for it, and raise what came of it. Always a checkpoint."""
-        await self.settled.wait()
-        if self.error is not None:
-            raise self.error()
+_HANGS: Final = "its process was killed and is still there: it hangs in the system, so its memory may still be taken"
 
 
 class ModelProcess(RunInBlock):
@@ -109,8 +80,9 @@ class ModelProcess(RunInBlock):
         self._kill_asked = trio.Event()
         self._gone = trio.Event()
         self._gone.set()
-        self._coming = _Start()
-        self._failure: _Failure | None = None
+        self._coming = Start()
+        self._failure: Failure | None = None
+        self._remains = Remains()
         self._next_start = -math.inf
         self._has_served = False
         self._healthy = False
@@ -128,12 +100,12 @@ class ModelProcess(RunInBlock):
     @property
     def pid(self) -> int | None:
         """The id of the server's process, which is that of its process group too; None: it has none."""
-        return self._pid
+        return self._pid or self._remains.pid
 
     @property
     def guard_pid(self) -> int | None:
         """The id of the process that ends the server if this one dies; None: there is no server."""
-        return self._guard_pid
+        return self._guard_pid or self._remains.guard_pid
 
     @property
     def healthy(self) -> bool:
@@ -159,6 +131,8 @@ class ModelProcess(RunInBlock):
         Raises:
           ModelFailed: it did not come up, or crashed too often. Until the error's ``retry_after`` has passed, that is
             told to all who ask; who asks later starts it anew.
+          ModelNotStopped: its last process was killed and is still there, so its memory may still be taken. It is
+            looked at anew by each who asks.
           ModelUnloaded: it was stopped while this waited, or nobody runs it any more.
           RuntimeError: nobody runs it yet.
         """
@@ -174,6 +148,10 @@ class ModelProcess(RunInBlock):
                     raise self._unloaded("it has been shut down")
                 case _ if not self._gone.is_set():
                     await self._gone.wait()
+                case _ if self._remains:
+                    if await self._remains.look():
+                        raise self._not_stopped()
+                    self._went()
                 case ModelState.FAILED if self._failure and trio.current_time() < self._failure.at:
                     raise self._failed(self._failure, self._lines())
                 case _:
@@ -187,10 +165,16 @@ class ModelProcess(RunInBlock):
         be ready gets ModelUnloaded. That it failed, or crashed, is forgotten. Cancelled, it is stopped all the same.
 
         Raises:
+          ModelNotStopped: it was killed, and is still there after some seconds: it hangs in the system. It stays
+            STOPPING, or FAILED if it had crashed. Stopping it again kills it again, and waits as long again.
           RuntimeError: nobody runs it yet.
         """
         await trio.lowlevel.checkpoint()
         self._check_runs()
+        if self._remains:
+            if await self._remains.end():
+                raise self._not_stopped()
+            self._went()
         gone = self._gone
         if self.state in (ModelState.STARTING, ModelState.READY):
             self._told_to_stop("it was stopped")
@@ -199,6 +183,8 @@ class ModelProcess(RunInBlock):
         if now:
             self._kill_asked.set()
         await gone.wait()
+        if self._remains:
+            raise self._not_stopped()
 
     def forget(self) -> None:
         """Forget that it failed, or crashed: who asks for it next gets it started at once."""
@@ -211,9 +197,15 @@ class ModelProcess(RunInBlock):
         """Wait until it has no process: it was stopped, has failed, or was shut down. Always a checkpoint.
 
         Between two starts after a crash there is none either, but another one will come: that is waited for.
+
+        Raises:
+          ModelNotStopped: nothing more is done to end it, but a process that was killed was still there when it was
+            looked at last. :meth:`stop` tries again.
         """
         await trio.lowlevel.checkpoint()
         await self._gone.wait()
+        if self._remains:
+            raise self._not_stopped()
 
     def _check_runs(self) -> None:
         if not self._entered:
@@ -241,9 +233,13 @@ class ModelProcess(RunInBlock):
                 self._wanted = trio.Event()
                 await self._live()
         finally:
+            left = self._remains.take()
             self._leave()
             self._step(ModelEvent.SHUT_DOWN)
             self._output.close()
+            if left is not None:
+                _logger.error("model %r is left behind: %s (process %s)", self.config.name, _HANGS, left.pid)
+                await self._remains.let_go(left)  # noqa: ASYNC102 - it shields itself, and is bounded
 
     def _run_once(self) -> str:
         return f"model {self.config.name!r} is run already, or was: make another ModelProcess"
@@ -254,7 +250,7 @@ class ModelProcess(RunInBlock):
         self._gone = trio.Event()
         self._stop_asked = trio.Event()
         self._kill_asked = trio.Event()
-        self._coming = _Start()
+        self._coming = Start()
         self._has_served = False
         self._failure = None
         self._step(ModelEvent.START)
@@ -269,19 +265,28 @@ class ModelProcess(RunInBlock):
                     await self._stop_asked.wait()
                 if not self._stop_asked.is_set():
                     await self._serve()
+                if self._remains and self.state is ModelState.STARTING:
+                    # A next one beside it could be one too many for the memory.
+                    self._coming.settle(self._not_stopped)
+                    self._step(ModelEvent.GIVE_UP, _HANGS)
         finally:
             self._leave()
 
     def _leave(self) -> None:
-        """No process is left. What it was told to do, or what became of it, is done."""
+        """No process is left, but for what remains. What it was told to do, or what became of it, is done."""
         if self.state in (ModelState.STARTING, ModelState.READY):
             self._told_to_stop(_LEFT)
-        if self.state is ModelState.STOPPING:
+        if self.state is ModelState.STOPPING and not self._remains:
             self._step(ModelEvent.EXIT)
         # That it failed is told now that all its output is there; it may be stopped, and so forgotten, already.
         if self._failure is not None:
             self._coming.settle(partial(self._failed, self._failure, self._lines()))
         self._gone.set()
+
+    def _went(self) -> None:
+        """What remained of the last life has gone; others may have seen that before, and begun another one."""
+        if self.state is ModelState.STOPPING and self._gone.is_set():
+            self._step(ModelEvent.EXIT)
 
     def _told_to_stop(self, reason: str) -> None:
         self._step(ModelEvent.STOP, reason)
@@ -318,9 +323,13 @@ class ModelProcess(RunInBlock):
                     stop_asked=self._stop_asked,
                     kill_asked=self._kill_asked,
                 )
-                async with one.start() as server:
-                    self._pid, self._guard_pid = server.pid, server.guard_pid
-                    await one.tend(server)
+                guarded = one.start()
+                try:
+                    async with guarded as server:
+                        self._pid, self._guard_pid = server.pid, server.guard_pid
+                        await one.tend(server)
+                finally:
+                    self._remains.note(guarded)
             except (NoFreePort, NotStarted) as error:
                 if not self._stop_asked.is_set():
                     self.crashed(ModelStartFailed, f"it could not be started: {error}", None)
@@ -356,13 +365,13 @@ class ModelProcess(RunInBlock):
             return
         if verdict.restart:
             if self.state is ModelState.READY:
-                self._coming = _Start()
+                self._coming = Start()
             self._next_start = verdict.at
             self._step(ModelEvent.CRASH, f"{reason}; it is started again in {verdict.at - now:g} s", exit_status)
             return
         if self._has_served and verdict.crashes > 1:
             reason += f"; that was crash number {verdict.crashes} within {self.config.restarts.window:g} s"
-        self._failure = _Failure(kind=kind, reason=reason, exit_status=exit_status, at=verdict.at)
+        self._failure = Failure(kind=kind, reason=reason, exit_status=exit_status, at=verdict.at)
         self._step(ModelEvent.GIVE_UP, reason, exit_status)
 
     # ---- errors ----
@@ -374,7 +383,11 @@ class ModelProcess(RunInBlock):
         name = self.config.name
         return ModelUnloaded(f"model {name!r}: {why}", model=name, output=lines)
 
-    def _failed(self, failure: _Failure, lines: tuple[str, ...]) -> ModelError:
+    def _not_stopped(self) -> ModelError:
+        name = self.config.name
+        return ModelNotStopped(f"model {name!r}: {_HANGS} (process {self.pid})", model=name, output=self._lines())
+
+    def _failed(self, failure: Failure, lines: tuple[str, ...]) -> ModelError:
         name = self.config.name
         return failure.kind(
             f"model {name!r}: {failure.reason}",
