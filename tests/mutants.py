@@ -23,6 +23,7 @@ from typing import Final
 
 import attrs
 
+from tests import mutants_of_models
 from tests.edits import Edit, in_method
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -52,6 +53,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "watch": ("tests/backends/test_a_day.py", "tests/backends/test_registry.py", "tests/backends/test_calls.py"),
     "calls": ("tests/core/test_choosing.py", "tests/backends/test_calls.py"),
     "chat": ("tests/core/test_completions.py", "tests/backends/test_adapter_limits.py"),
+    **mutants_of_models.TESTS_OF,
 }
 """The tests for mutants whose names begin so, of what the state machines know little of; all others get TESTS."""
 EXAMPLES: Final = "500"
@@ -414,6 +416,8 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "asyncio: what an ended task held stays held": (
         Edit("asyncio_runtime.py", r"gate\._task_ended\(task\)", "gate._owners.pop(task)"),
     ),
+    # ---- models that take turns ----
+    **mutants_of_models.MUTANTS,
 }
 """Every mutant by name, with its edits."""
 
