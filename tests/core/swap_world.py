@@ -215,10 +215,11 @@ class World:
     def check_reserved(self, model: str) -> None:
         """A swap begins for this model: nobody of a better priority is to wait for a place that it takes."""
         options = self.scheduler.options
-        if not options.reserve or options.max_bypass < math.inf:
-            return  # there is no such rule, or who was kept for long goes first
+        waiting = self.waiting
+        if not options.reserve or any(one.arrived_at + options.max_bypass <= self.now for one in waiting):
+            return  # there is no such rule, or who was kept for long may go first
         best: dict[str, int] = {}
-        for request in self.waiting:
+        for request in waiting:
             best[request.model] = min(best.get(request.model, request.priority), request.priority)
         for other, priority in best.items():
             process = self.processes.get(other)
