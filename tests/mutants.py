@@ -486,7 +486,7 @@ def run_tests(folder: Path, tests: tuple[str, ...], longest: float) -> str | Non
         return None
     failed = re.search(r"^FAILED (\S+)", result.stdout, flags=re.MULTILINE)
     if result.returncode != 1 or failed is None:
-        raise RuntimeError(f"the tests did not run:\n{result.stdout}{result.stderr}")
+        raise RuntimeError(f"the tests did not run (status {result.returncode}):\n{result.stdout}{result.stderr}")
     return failed[1]
 
 

@@ -17,7 +17,13 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
         "tests/core/test_matrix.py",
     ),
     "groups": ("tests/core/test_groups.py",),
-    "swap": ("tests/core/test_swap_machine.py::TestSwapMachine",),
+    # The state machine first: what single tests see, it should see too.
+    "swap": (
+        "tests/core/test_swap_machine.py::TestSwapMachine",
+        "tests/core/test_swap.py",
+        "tests/core/test_swap_stops.py",
+        "tests/core/test_swap_turns.py",
+    ),
     "turns": (
         "tests/core/test_swap.py",
         "tests/core/test_swap_stops.py",
@@ -122,17 +128,16 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
             "(model.waiting and self.rank(claim, now) > self.rank(model, now) or not self._options.abort_unwanted)",
         ),
     ),
-    "swap: no place is reserved": (Edit("core/swap_turns.py", r"worlds\.append\(\(claim\.name, [^\n]*", "pass"),),
     "swap: unload does not wait for requests": (
         Edit("core/swap.py", in_method("_unload", r" and not at_once"), r"\1 and at_once"),
     ),
     "swap: who waits is forgotten when its load fails": (
         Edit("core/swap.py", r"self\._refuse\(model, LOAD_FAILED, error\)", "model.queue.refuse_waiting(LOAD_FAILED)"),
     ),
-    "swap: nobody rings for who was kept": (
+    # ---- turns: who, and when ----
+    "turns: nobody rings for who was kept": (
         Edit("core/swap_turns.py", in_method("next_alarm", r"alarm = min\(alarm, due\)"), r"\1pass"),
     ),
-    # ---- turns: who, and when ----
     "turns: what was due is decided after what came later": (
         Edit("core/swap.py", in_method("_catch_up", r"if now >= self\._alarm:"), r"\1if False:"),
     ),
@@ -141,16 +146,6 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "turns: a ready model serves newcomers of any priority": (
         Edit("core/swap_turns.py", r"worst = min\(worst, claim\.queue\.head\(\)\.priority\)", "pass"),
-    ),
-    "turns: who was kept stands by its priority": (
-        Edit(
-            "core/swap_turns.py",
-            r"return \(0, self\.since\(model\), head\.number\)",
-            "return (0, head.priority, head.number)",
-        ),
-    ),
-    "turns: residency wins over max_bypass": (
-        Edit("core/swap_turns.py", r"\(not overdue and self\.resident\(model, now\)\)", "self.resident(model, now)"),
     ),
     "turns: a model goes before those are served that it was loaded for": (
         Edit("core/swap_turns.py", r"model\.turn = model\.waiting", "model.turn = 0"),
@@ -167,6 +162,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "turns: what is on its way out counts": (
         Edit("core/swap_fleet.py", in_method("considered", r"return self\.committed\(\)"), r"\1return self.there()"),
     ),
+    # ---- with streams of requests, on a clock ----
     "bypass: who was kept closes nothing": (
         Edit("core/swap_turns.py", r"ends = ends or not overdue or [^\n]*", "pass"),
     ),
@@ -180,6 +176,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
             "return (0, head.priority, head.number)",
         ),
     ),
+    "bypass: no place is reserved": (Edit("core/swap_turns.py", r"worlds\.append\(\(claim\.name, [^\n]*", "pass"),),
     # ---- the life of a model's server ----
     "life: one that stops may start": (
         Edit(
