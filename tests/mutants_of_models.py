@@ -30,7 +30,10 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
         "tests/core/test_swap_turns.py",
         "tests/models/test_better_than_llama_swap.py",
     ),
-    "bypass": ("tests/core/test_swap_machine.py::test_everybody_is_served_within_the_bound",),
+    "bypass": (
+        "tests/core/test_swap_machine.py::test_everybody_is_served_within_the_bound",
+        "tests/core/test_swap_turns.py",
+    ),
     "life": ("tests/core/test_lifecycle.py", "tests/core/test_lifecycle_backoff.py"),
 }
 """The tests for mutants whose names begin so."""
