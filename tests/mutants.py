@@ -23,6 +23,9 @@ from typing import Final
 
 import attrs
 
+from tests import mutants_of_models
+from tests.edits import Edit, in_method
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 # First the state machines: what a single test sees too, they should see.
 MACHINES: Final = (
@@ -50,47 +53,27 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "watch": ("tests/backends/test_a_day.py", "tests/backends/test_registry.py", "tests/backends/test_calls.py"),
     "calls": ("tests/core/test_choosing.py", "tests/backends/test_calls.py"),
     "chat": ("tests/core/test_completions.py", "tests/backends/test_adapter_limits.py"),
+    **mutants_of_models.TESTS_OF,
 }
 """The tests for mutants whose names begin so, of what the state machines know little of; all others get TESTS."""
 EXAMPLES: Final = "500"
 LONGEST: Final = 120.0
-"""Seconds after which a mutant is taken to hang; without one the tests take a quarter of that."""
+"""Seconds after which a mutant is taken to hang: the tests of one take far less."""
+LONGEST_UNHARMED: Final = 600.0
+"""The same of the code as it is, with the tests of all mutants together."""
 
 # The first failure will do, and nobody reads it: it need not be shrunk.
 PYTEST_OPTIONS: Final = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=first-failure")
 
 
-@attrs.frozen
-class Edit:
-    """In ``file``, the one place that ``pattern`` matches becomes ``replacement``, both as :mod:`re` has them."""
-
-    file: str
-    pattern: str
-    replacement: str
-
-    def apply(self, package: Path) -> None:
-        """Do it. Raises LookupError if there isn't exactly one such place: then the code has moved on."""
-        path = package / self.file
-        text, count = re.subn(self.pattern, self.replacement, path.read_text(), flags=re.MULTILINE)
-        if count != 1:
-            raise LookupError(f"{self.file}: {count} places match {self.pattern!r}; adapt the mutant")
-        path.write_text(text)
-
-
-def _in_method(name: str, before: str) -> str:
-    """A pattern for ``before`` (a pattern itself) in the method ``name``, after anything else of that method."""
-    # The tempered dot stops at the next method, so that a pattern can't run into another one.
-    return rf"(^    (?:async )?def {name}\((?:(?!^    (?:async )?def )[\s\S])*?)({before})"
-
-
 MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "no wake on raise": (
-        Edit("core/admission.py", _in_method("set_capacity", r"return self\._settle\(now\)"), r"\1return []"),
+        Edit("core/admission.py", in_method("set_capacity", r"return self\._settle\(now\)"), r"\1return []"),
     ),
     "raise by delta": (
         Edit(
             "core/admission.py",
-            _in_method("set_capacity", r"^ +self\.capacity = capacity\n +return self\._settle\(now\)"),
+            in_method("set_capacity", r"^ +self\.capacity = capacity\n +return self\._settle\(now\)"),
             r"\1        more, self.capacity = capacity - self.capacity, capacity\n"
             r"        granted: list[T] = []\n"
             r"        while more > 0 and self._line.length:\n"
@@ -106,7 +89,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         # What release frees goes to the next waiter, whether or not the capacity still allows it.
         Edit(
             "core/admission.py",
-            _in_method("release", r"^ +return self\._settle\(now\)[^\n]*"),
+            in_method("release", r"^ +return self\._settle\(now\)[^\n]*"),
             r"\1        if not self._line.length:\n"
             r"            return []\n"
             r"        capacity, self.capacity = self.capacity, self.in_flight + 1\n"
@@ -118,7 +101,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "a cancellable checkpoint between grant and body": (
         Edit(
             "slots.py",
-            _in_method("_acquire", r"^( +)self\.waiter = self\.asker = None\n"),
+            in_method("_acquire", r"^( +)self\.waiter = self\.asker = None\n"),
             r"\1\2\3await runtime.checkpoint()\n",
         ),
     ),
@@ -129,13 +112,13 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
             r"\1        await self.gate._runtime.cancel_shielded_checkpoint()\n",
         ),
     ),
-    "LIFO in class": (Edit("core/ordering.py", _in_method("take_first", r"last=False"), r"\1last=True"),),
+    "LIFO in class": (Edit("core/ordering.py", in_method("take_first", r"last=False"), r"\1last=True"),),
     "class order inverted": (Edit("core/ordering.py", r"\.push\(priority, priority\)", ".push(priority, -priority)"),),
     "abort without settling": (
-        Edit("core/admission.py", _in_method("cancel", r"return self\._settle\(now\)"), r"\1return []"),
+        Edit("core/admission.py", in_method("cancel", r"return self\._settle\(now\)"), r"\1return []"),
     ),
     "abort leaves the dead entry in the queue": (
-        Edit("slots.py", _in_method("_abort", r"^ +gate\._cancelled\(.*\)\n"), r"\1"),
+        Edit("slots.py", in_method("_abort", r"^ +gate\._cancelled\(.*\)\n"), r"\1"),
     ),
     # ---- aging ----
     "aging: the window is a hundred times as wide": (
@@ -152,25 +135,25 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "headroom: it may shut out the others": (
         Edit(
             "core/headroom.py",
-            _in_method("worst_eligible", r"max\(1, capacity - reserved\)"),
+            in_method("worst_eligible", r"max\(1, capacity - reserved\)"),
             r"\1(capacity - reserved)",
         ),
     ),
-    "headroom: who has ended is counted": (Edit("core/headroom.py", _in_method("released", r"-= 1"), r"\1-= 0"),),
+    "headroom: who has ended is counted": (Edit("core/headroom.py", in_method("released", r"-= 1"), r"\1-= 0"),),
     "headroom: nowait takes a reserved slot": (
         Edit(
             "core/admission.py",
-            _in_method("request_nowait", r"not self\.admits\(ticket\.priority\)"),
+            in_method("request_nowait", r"not self\.admits\(ticket\.priority\)"),
             r"\1self.in_flight >= self.capacity",
         ),
         Edit(
             "core/admission.py",
-            _in_method("request", r"self\.admits\(ticket\.priority\)"),
+            in_method("request", r"self\.admits\(ticket\.priority\)"),
             r"\1(self.admits(ticket.priority) or ticket.max_wait == 0 and self.in_flight < self.capacity)",
         ),
     ),
     "headroom: what one settling grants is not counted": (
-        Edit("core/admission.py", _in_method("_settle", r"headroom\.granted\(ticket\.priority\)"), r"\1pass"),
+        Edit("core/admission.py", in_method("_settle", r"headroom\.granted\(ticket\.priority\)"), r"\1pass"),
     ),
     "headroom: each key reserves by itself": (
         Edit(
@@ -191,25 +174,25 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     # ---- bounded queue ----
     "bounded queue: one more than allowed": (
-        Edit("core/admission.py", _in_method("fullness", r">= limit"), r"\1> limit"),
+        Edit("core/admission.py", in_method("fullness", r">= limit"), r"\1> limit"),
     ),
     "bounded queue: better priorities are counted": (
-        Edit("core/admission.py", _in_method("fullness", r" if other >= key"), r"\1"),
+        Edit("core/admission.py", in_method("fullness", r" if other >= key"), r"\1"),
     ),
     "bounded queue: who need not wait is refused": (
         Edit(
             "core/admission.py",
-            _in_method("request", r"and self\._simple:"),
+            in_method("request", r"and self\._simple:"),
             r"\1and self._simple and not (self._max_waiting and self.fullness(ticket.priority) is not None):",
         ),
     ),
     "bounded queue: who is superseded still counts": (
-        Edit("core/admission.py", _in_method("fullness", r"sizes\[leaving\.priority\] -= 1"), r"\1pass"),
+        Edit("core/admission.py", in_method("fullness", r"sizes\[leaving\.priority\] -= 1"), r"\1pass"),
     ),
     "bounded queue: another attempt is asked for too early": (
         Edit(
             "core/admission.py",
-            _in_method("expected_wait", r"self\._line\.ahead_of\(last, priority\)"),
+            in_method("expected_wait", r"self\._line\.ahead_of\(last, priority\)"),
             r"\1{}",
         ),
     ),
@@ -234,32 +217,32 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "latest wins: a newcomer that is refused kicks": (
         Edit(
             "core/admission.py",
-            _in_method("request", r"if ticket\.max_wait <= 0:\n"),
+            in_method("request", r"if ticket\.max_wait <= 0:\n"),
             r"\1\2            if older is not None:\n"
             r"                self._leave(older)\n"
             r"                self._reject(older, SUPERSEDED)\n",
         ),
     ),
     "latest wins: who was granted is still taken for a waiter": (
-        Edit("core/admission.py", _in_method("_settle", r"if ticket\.supersede is not None:"), r"\1if ticket is None:"),
+        Edit("core/admission.py", in_method("_settle", r"if ticket\.supersede is not None:"), r"\1if ticket is None:"),
     ),
     "latest wins: nobody tells the older": (
-        Edit("driver.py", _in_method("_oust", r"if older\.waiter is not None:"), r"\1if older is None:"),
+        Edit("driver.py", in_method("_oust", r"if older\.waiter is not None:"), r"\1if older is None:"),
     ),
     # ---- positions and estimates ----
     "positions: from 0 on": (Edit("core/admission.py", r"1 \+ sum\(ahead\.values\(\)\)", "sum(ahead.values())"),),
     "positions: everybody is told at each look": (
-        Edit("progress.py", _in_method("is_news", r"last\.position != outlook\.position"), r"\1True"),
+        Edit("progress.py", in_method("is_news", r"last\.position != outlook\.position"), r"\1True"),
     ),
     "positions: a watcher that left is kept": (
-        Edit("progress.py", _in_method("leave", r"del self\._watching\[progress\]"), r"\1pass"),
+        Edit("progress.py", in_method("leave", r"del self\._watching\[progress\]"), r"\1pass"),
     ),
     "estimates: what the holders have done is not counted": (
         Edit("core/estimates.py", r"self\._mean\(priority\) - held", "self._mean(priority)"),
     ),
     "estimates: one slot at a time": (Edit("core/estimates.py", r"\) / self\._capacity", ")"),),
     "estimates: one class for all": (
-        Edit("core/estimates.py", _in_method("mean", r"self\.classes\.get\(priority\)"), r"\1None"),
+        Edit("core/estimates.py", in_method("mean", r"self\.classes\.get\(priority\)"), r"\1None"),
     ),
     # ---- outer deadline ----
     "outer deadline: told at every call": (Edit("outer_deadline.py", r"self\._reported\.add\(site\)", "pass"),),
@@ -271,11 +254,11 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "outer deadline: raise is now and then": (Edit("outer_deadline.py", r'if policy == "warn":', "if policy:"),),
     "outer deadline: a cancelled wait makes nobody look": (
-        Edit("slots.py", _in_method("_abort", r"^ +gate\._outer_deadlines\.look_more_closely\(\)\n"), r"\1"),
+        Edit("slots.py", in_method("_abort", r"^ +gate\._outer_deadlines\.look_more_closely\(\)\n"), r"\1"),
     ),
     # ---- hooks ----
     "hooks: who was cancelled when it asked is not told": (
-        Edit("slots.py", _in_method("_acquire", r"^ +gate\._tell\(Cancelled, self\)\n"), r"\1"),
+        Edit("slots.py", in_method("_acquire", r"^ +gate\._tell\(Cancelled, self\)\n"), r"\1"),
     ),
     "hooks: a report comes when another alarm is due": (
         Edit("slots.py", r" or gate\._alarms\.until > self\.arrived_at \+ gate\._starvation_warning:", ":"),
@@ -284,39 +267,39 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("base_gate.py", r"(def capacity\(self, capacity[\s\S]*?)^ +self\._tell_granted\(granted\)\n", r"\1"),
     ),
     "hooks: one that fails is called again": (
-        Edit("instrumentation/listeners.py", _in_method("_take_out", r"if other is not listener"), r"\1"),
+        Edit("instrumentation/listeners.py", in_method("_take_out", r"if other is not listener"), r"\1"),
     ),
     "hooks: a call that was refused at once is said to have queued": (
         Edit("driver.py", r"queued=ticket\.place is not None", "queued=ticket.seq > 0"),
     ),
     # ---- ends ----
     "ends: a free slot of a closed gate is given away": (
-        Edit("core/admission.py", _in_method("refuse_all", r"self\._simple = False"), r"\1pass"),
+        Edit("core/admission.py", in_method("refuse_all", r"self\._simple = False"), r"\1pass"),
     ),
     "ends: nowait finds a closed gate open": (Edit("core/admission.py", r" or self\.ended is not None:\n", ":\n"),),
     "ends: a drained gate lets newcomers queue": (
-        Edit("core/admission.py", _in_method("refuse_newcomers", r"self\.ended = self\.ended or reason"), r"\1pass"),
+        Edit("core/admission.py", in_method("refuse_newcomers", r"self\.ended = self\.ended or reason"), r"\1pass"),
     ),
     "ends: a drain sends waiters away": (
         Edit("driver.py", r"self\._admission\.refuse_newcomers\(\)", "self._refuse_all(CLOSED)"),
     ),
     "ends: who waits at a closed gate is not woken": (
-        Edit("driver.py", _in_method("_refuse_all", r"if ticket\.waiter is not None:"), r"\1if ticket is None:"),
+        Edit("driver.py", in_method("_refuse_all", r"if ticket\.waiter is not None:"), r"\1if ticket is None:"),
     ),
     "ends: who was sent away is still counted": (
-        Edit("core/admission.py", _in_method("refuse_all", r"self\._leave\(ticket\)"), r"\1self._forget_wait(ticket)"),
+        Edit("core/admission.py", in_method("refuse_all", r"self\._leave\(ticket\)"), r"\1self._forget_wait(ticket)"),
     ),
     "ends: rest is when nobody holds": (
         Edit("ends.py", r"admission\.in_flight or admission\.tasks_waiting", "admission.in_flight"),
     ),
     "ends: who holds may wait for itself": (
-        Edit("ends.py", _in_method("check", r"if task in gate\._owners"), r"\1if task is None"),
+        Edit("ends.py", in_method("check", r"if task in gate\._owners"), r"\1if task is None"),
     ),
     "ends: what an ended task held stays held": (
         Edit("trio_runtime.py", r"gate\._task_ended\(task\)", "gate._owners.pop(task)"),
     ),
     "ends: a strict gate hands a lost slot on": (
-        Edit("driver.py", _in_method("_take_back", r"breaks = self\._strict and"), r"\1breaks = False and"),
+        Edit("driver.py", in_method("_take_back", r"breaks = self\._strict and"), r"\1breaks = False and"),
     ),
     "ends: a lost slot is given back twice": (
         Edit("slots.py", r"if self\.state is TicketState\.ORPHANED:", "if False:"),
@@ -324,15 +307,15 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "threads: a borrower has one slot however often it asks": (
         Edit(
             "threads.py",
-            _in_method("_note", r"self\._borrowed\.setdefault\(borrower, \[\]\)\.append\(slot\)"),
+            in_method("_note", r"self\._borrowed\.setdefault\(borrower, \[\]\)\.append\(slot\)"),
             r"\1self._borrowed[borrower] = [slot]",
         ),
     ),
     "threads: a thread waits for the slot that it runs in": (
-        Edit("threads.py", _in_method("_check", r"if gate\._held_under"), r"\1if False and gate._held_under"),
+        Edit("threads.py", in_method("_check", r"if gate\._held_under"), r"\1if False and gate._held_under"),
     ),
     "threads: one that was given up keeps its slot": (
-        Edit("threads.py", _in_method("_give_back", r"self\._scope\.cancel\(\)"), r"\1pass"),
+        Edit("threads.py", in_method("_give_back", r"self\._scope\.cancel\(\)"), r"\1pass"),
     ),
     "threads: an abandoned one is taken for its task's": (
         Edit("driver.py", r"elif tied\.holder is task and tied\.mark is None:", "elif tied.holder is task:"),
@@ -343,14 +326,14 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     # ---- backends ----
     "load: a failure leaves the reading as it was": (
-        Edit("core/load.py", _in_method("_fail", r"^ +self\._good = None\n"), r"\1"),
+        Edit("core/load.py", in_method("_fail", r"^ +self\._good = None\n"), r"\1"),
     ),
     "load: a reading never expires": (
-        Edit("core/load.py", _in_method("_fresh_reading", r"return self\._good if [^\n]*"), r"\1return self._good"),
+        Edit("core/load.py", in_method("_fresh_reading", r"return self\._good if [^\n]*"), r"\1return self._good"),
     ),
     "load: overload is learnt as usual": (Edit("core/baseline.py", r"min\(known\)", "known[-1]"),),
     "load: one slow answer is enough": (
-        Edit("core/load.py", _in_method("_median", r"return [^\n]*"), r"\1return max(self._latencies)"),
+        Edit("core/load.py", in_method("_median", r"return [^\n]*"), r"\1return max(self._latencies)"),
     ),
     "watch: a look has no limit": (
         Edit("backends/watch.py", r"with trio\.move_on_after\(self\._check_limit\):", "with trio.CancelScope():"),
@@ -358,7 +341,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "watch: a look that raises ends it": (
         Edit(
             "backends/watch.py",
-            _in_method("_look", r"except Exception as error:\n(?: {12}[^\n]*\n)+"),
+            in_method("_look", r"except Exception as error:\n(?: {12}[^\n]*\n)+"),
             r"\1except ZeroDivisionError:\n            raise SystemExit from None\n",
         ),
     ),
@@ -399,7 +382,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     ),
     "calls: a stream that failed is left open": (Edit("backends/calls.py", r"if not self\.keep:", "if False:"),),
     "chat: an end is a success": (
-        Edit("core/completions.py", _in_method("completion", r"if self\.finish_reason is None:"), r"\1if False:"),
+        Edit("core/completions.py", in_method("completion", r"if self\.finish_reason is None:"), r"\1if False:"),
     ),
     "chat: the gap is that of the first token": (
         Edit(
@@ -416,23 +399,25 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("asyncio_runtime.py", r"(task\.cancel\(\*cancelled\.args\)\n[\s\S]*?)task\.uncancel\(\)", r"\1pass"),
     ),
     "asyncio: who is cancelled just when it is granted takes the slot along": (
-        Edit("asyncio_runtime.py", _in_method("sleep", r"if waiter\.cancelled\(\) or [^\n]*:"), r"\1if waiter.done():"),
+        Edit("asyncio_runtime.py", in_method("sleep", r"if waiter\.cancelled\(\) or [^\n]*:"), r"\1if waiter.done():"),
         Edit(
             "slots.py",
-            _in_method("_acquire", r"^ +gate\._released\(self, [^\n]*\n"),
+            in_method("_acquire", r"^ +gate\._released\(self, [^\n]*\n"),
             r"\1                        pass\n",
         ),
     ),
     "asyncio: who is cancelled leaves the queue later": (
         Edit(
             "asyncio_runtime.py",
-            _in_method("cancel", r"^ +self\._abort\(None\)"),
+            in_method("cancel", r"^ +self\._abort\(None\)"),
             r"\1            self.get_loop().call_soon(self._abort, None)",
         ),
     ),
     "asyncio: what an ended task held stays held": (
         Edit("asyncio_runtime.py", r"gate\._task_ended\(task\)", "gate._owners.pop(task)"),
     ),
+    # ---- models that take turns ----
+    **mutants_of_models.MUTANTS,
 }
 """Every mutant by name, with its edits."""
 
@@ -461,8 +446,10 @@ def prepare(folder: Path, edits: tuple[Edit, ...]) -> None:
         edit.apply(folder / "trio_mlxgate")
 
 
-def run_tests(folder: Path, tests: tuple[str, ...]) -> str | None:
+def run_tests(folder: Path, tests: tuple[str, ...], longest: float) -> str | None:
     """Run the ``tests`` in ``folder`` and return the first test that failed there, or None.
+
+    They have failed, too, if they take more than ``longest`` seconds.
 
     Raises:
       RuntimeError: the tests could not be run, or it was not the copy that they tested.
@@ -491,25 +478,25 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> str | None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=LONGEST,
+            timeout=longest,
         )
     except subprocess.TimeoutExpired:
-        return f"the limit of {LONGEST} s: it hangs"
+        return f"the limit of {longest} s: it hangs"
     if result.returncode == 0:
         return None
     failed = re.search(r"^FAILED (\S+)", result.stdout, flags=re.MULTILINE)
     if result.returncode != 1 or failed is None:
-        raise RuntimeError(f"the tests did not run:\n{result.stdout}{result.stderr}")
+        raise RuntimeError(f"the tests did not run (status {result.returncode}):\n{result.stdout}{result.stderr}")
     return failed[1]
 
 
-def run_mutant(name: str, edits: tuple[Edit, ...], tests: tuple[str, ...]) -> Outcome:
+def run_mutant(name: str, edits: tuple[Edit, ...], tests: tuple[str, ...], longest: float = LONGEST) -> Outcome:
     """Make the mutant, and see whether it is killed."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Path(folder).resolve()
         prepare(copy, edits)
-        killed_by = run_tests(copy, tests)
+        killed_by = run_tests(copy, tests, longest)
     return Outcome(name, killed_by, time.monotonic() - begun)
 
 
@@ -536,7 +523,8 @@ def main(names: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
             prepare(Path(folder), edits)
     # First the code as it is: a mutant is only killed by a test that passes without it.
-    unharmed = run_mutant("(the code as it is)", (), tuple(dict.fromkeys(chain(*(tests for _, _, tests in runs)))))
+    together = tuple(dict.fromkeys(chain(*(tests for _, _, tests in runs))))
+    unharmed = run_mutant("(the code as it is)", (), together, LONGEST_UNHARMED)
     if unharmed.killed_by is not None:
         print(f"the tests fail without any mutant: {unharmed.killed_by}", file=sys.stderr)
         return 2

@@ -85,6 +85,8 @@ class World:
         self.scheduler = SwapScheduler(planner or places.planner(), models, options, ready=ready)
         self.processes = {model: Process(model, 0, ready=True) for model in ready}
         self.swaps: dict[str, int] = {}
+        # Models that are to come, from the decision on.
+        self.coming: set[str] = set()
         self.in_flight: dict[str, list[SwapRequest]] = {model: [] for model in models}
         self.requests: list[SwapRequest] = []
         self.fates: dict[SwapRequest, str] = {}
@@ -121,6 +123,7 @@ class World:
         """The load that is going on ends."""
         process = self.processes[model]
         identity = self.swaps.pop(model)
+        self.coming.discard(model)
         if error and is_left:
             process.ready = False
         elif error:
@@ -182,6 +185,8 @@ class World:
             case StartSwap(identity, model, evict):
                 self.new_identity(identity)
                 assert model not in evict or not self.processes[model].ready
+                self.check_reserved(model)
+                self.coming.add(model)
             case LoadModel(identity, model):
                 self.swaps[model] = identity
                 process = self.processes.setdefault(model, Process(model, identity))
@@ -193,6 +198,9 @@ class World:
                 assert process.stop is None, f"{model} is told to stop while it stops"
                 if isinstance(effect, AbortLoad):
                     assert self.swaps.pop(model) == effect.load
+                    self.coming.discard(model)
+                    wanted = [request for request in self.waiting if request.model == model]
+                    assert not wanted, f"the load of {model} is given up, and these wait for it: {wanted}"
                 if self.in_flight[model]:
                     assert model in self.may_cut or effect.attempt > 1 or not process.ready, f"{model} is busy"
                 process.stop = identity
@@ -212,6 +220,22 @@ class World:
                 self.alarm = at
             case DropSwap(identity, model):
                 assert identity in self.used_identities
+                self.coming.discard(model)
+
+    def check_reserved(self, model: str) -> None:
+        """A swap begins for this model: nobody of a better priority is to wait for a place that it takes."""
+        options = self.scheduler.options
+        waiting = self.waiting
+        if not options.reserve or any(one.arrived_at + options.max_bypass <= self.now for one in waiting):
+            return  # there is no such rule, or who was kept for long may go first
+        best: dict[str, int] = {}
+        for request in waiting:
+            best[request.model] = min(best.get(request.model, request.priority), request.priority)
+        for other, priority in best.items():
+            process = self.processes.get(other)
+            served = process is not None and process.ready and process.stop is None
+            if priority < best[model] and other not in self.coming and not served:
+                assert self.places.permit([model, other]), f"{model} takes the place that {other} waits for"
 
     def new_identity(self, identity: int) -> None:
         assert identity not in self.used_identities, "an identity comes twice"

@@ -24,6 +24,17 @@ PAGE: Final = Path(__file__).parent.parent.parent / "docs/model_processes.md"
 
 S, E = ModelState, ModelEvent
 
+POSSIBLE: Final = {
+    E.START: {S.STOPPED, S.FAILED},  # where no process is, so that there are never two
+    E.ANSWER: {S.STARTING},
+    E.CRASH: {S.STARTING, S.READY},  # one that is told to go doesn't crash, it exits
+    E.GIVE_UP: {S.STARTING, S.READY},
+    E.STOP: {S.STARTING, S.READY, S.FAILED},
+    E.EXIT: {S.STOPPING},
+    E.SHUT_DOWN: {S.STOPPED, S.FAILED},
+}
+"""Where each event can happen, said once more and from the other side: a new line of the table is no accident."""
+
 
 @pytest.mark.parametrize("event", ModelEvent)
 @pytest.mark.parametrize("state", ModelState)
@@ -34,6 +45,11 @@ def test_what_is_not_in_the_table_raises_and_changes_nothing(state: ModelState, 
     with pytest.raises(IllegalTransition, match="can't happen to a server that is") as raised:
         after(state, event)
     assert (raised.value.state, raised.value.event) == (state, event)
+
+
+@pytest.mark.parametrize("event", ModelEvent)
+def test_nothing_is_possible_but_what_is_meant_to_be(event: ModelEvent) -> None:
+    assert {at for at, known in TRANSITIONS if known is event} == POSSIBLE[event]
 
 
 def test_an_ordinary_life() -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.core.swap_world import Places, Timed, World
+from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
 from trio_mlxgate.core.swap_state import Phase
 from trio_mlxgate.core.ticket import TicketState
@@ -280,6 +281,20 @@ LONE = st.lists(
     st.tuples(st.integers(0, 5), st.sampled_from([0, 50, 100]), st.floats(0, 60), st.sampled_from([0.1, 1.0, 4.0])),
     max_size=6,
 )
+GROUPS = [
+    Groups(
+        {"alone": Group(members=("a",)), "b": Group(members=("b",), exclusive=False), "c": Group(members=("c", "d"))},
+        models=list("abcd"),
+    ),
+    Groups(
+        {"alone": Group(members=("a",)), **{name: Group(members=(name,), exclusive=False) for name in "bcd"}},
+        models=list("abcd"),
+    ),
+    Groups(
+        {"stays": Group(members=("a", "b"), persistent=True, exclusive=False), "c": Group(members=("c", "d"))},
+        models=list("abcd"),
+    ),
+]
 LONGEST_HOLD, LONGEST_LOAD, LONGEST_STOP = 4.0, 6.0, 1.0
 
 
@@ -289,20 +304,32 @@ LONGEST_HOLD, LONGEST_LOAD, LONGEST_STOP = 4.0, 6.0, 1.0
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 @given(
+    # Groups need not see it the same way from both sides: one may put out another that lets it be.
+    planner=st.sampled_from([*[None] * len(PLACES), *GROUPS]),
     places=st.sampled_from(PLACES),
     streams=STREAMS,
     lone=LONE,
     max_bypass=st.sampled_from([0.0, 2.0, 10.0]),
     min_residency=st.sampled_from([None, 0.0, 5.0, 100.0]),
+    ttl=st.sampled_from([math.inf, 1.0]),
     random=st.randoms(use_true_random=False),
 )
 def test_everybody_is_served_within_the_bound(
-    places: Places, streams: Any, lone: Any, max_bypass: float, min_residency: float | None, random: Any
+    planner: Groups | None,
+    places: Places,
+    streams: Any,
+    lone: Any,
+    max_bypass: float,
+    min_residency: float | None,
+    ttl: float,
+    random: Any,
 ) -> None:
+    if planner is not None:
+        places = Places("abcd")
     names = places.models
     options = SwapOptions(max_bypass=max_bypass, min_residency=min_residency, in_use_for=3.0)
     # The limit is out of the way: who waits for a slot of its own model has no bound from other models.
-    world = World(places, {name: ModelOptions(limit=10_000) for name in names}, options)
+    world = World(places, {name: ModelOptions(limit=10_000, ttl=ttl) for name in names}, options, planner=planner)
     longest = {"load": LONGEST_LOAD, "stop": LONGEST_STOP}
     timed = Timed(world, lambda kind: random.choice([0.0, 0.1, 0.5, 1.0]) * longest[kind])
     for model, priority, begins, period, hold in streams:

@@ -16,6 +16,7 @@ from tests.core.swap_world import (
     is_waiting,
     world_of,
 )
+from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.swap_effects import (
     LoadModel,
 )
@@ -348,6 +349,27 @@ def test_a_worse_one_doesnt_take_an_empty_place_that_a_better_one_needs() -> Non
     world.request("big", FOREGROUND)
     world.request("small", BACKGROUND)
     assert world.loading == []
+
+
+def test_what_goes_for_a_better_one_is_not_taken_by_a_worse_one_that_would_let_it_come() -> None:
+    # "big" puts out all others, who put out none of other groups: beside it "small" could be, as far as "small" goes.
+    groups = Groups(
+        {
+            "big": Group(members=("big",)),
+            "x": Group(members=("x",), exclusive=False),
+            "y": Group(members=("y", "small"), exclusive=False),
+        },
+        models=["big", "x", "y", "small"],
+    )
+    places = Places(("big", "x", "y", "small"))  # type: ignore[arg-type]
+    options = {model: ModelOptions() for model in places.models}
+    world = World(places, options, ready=["x", "y"], planner=groups)
+    running = world.request("x")
+    big, small = world.request("big", FOREGROUND), world.request("small", BACKGROUND)
+    assert fates(big, small) == ["waiting", "waiting"]
+    assert world.stopping == [], "small would have to be waited for, too"
+    world.end(running)
+    assert world.stopping == ["x", "y"]
 
 
 def test_one_that_is_in_nobodys_way_starts_at_once() -> None:

@@ -246,9 +246,20 @@ class Turns:
                 plan: Plan = self._fleet.plan(claim.name, world, {waiting})
             except PlanRefused:
                 return False
-            if waiting in plan.evict:
+            if waiting in plan.evict or not self._leaves_alone(waiting, world, claim.name):
                 return False
         return True
+
+    def _leaves_alone(self, waiting: str, world: list[str], other: str) -> bool:
+        """Whether a model that is to come wouldn't put out another one that came before it.
+
+        Planners need not see it the same way from both sides: a group may put out one that doesn't put out it.
+        """
+        running = sorted({*world, other} - {waiting})
+        try:
+            return other not in self._fleet.plan(waiting, running, {other}).evict
+        except PlanRefused:
+            return False
 
     def _refuse(self, claim: ModelState, detail: str) -> None:
         for request in claim.queue.refuse_waiting(PLAN_REFUSED):
