@@ -34,6 +34,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
         "tests/core/test_swap_machine.py::test_everybody_is_served_within_the_bound",
         "tests/core/test_swap_turns.py",
     ),
+    "router": ("tests/models/test_router_machine.py", "tests/models/test_router.py"),
     "life": ("tests/core/test_lifecycle.py", "tests/core/test_lifecycle_backoff.py"),
 }
 """The tests for mutants whose names begin so."""
@@ -163,7 +164,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         Edit("core/swap_turns.py", r"elif not model\.waiting and self\._end_of_life", "elif self._end_of_life"),
     ),
     "turns: one more may wait": (
-        Edit("core/swap_queue.py", in_method("full", r">= self\._bound"), r"\1> self._bound"),
+        Edit("core/swap_queue.py", in_method("full_for", r">= self\._bound"), r"\1> self._bound"),
     ),
     "turns: what is on its way out counts": (
         Edit("core/swap_fleet.py", in_method("considered", r"return self\.committed\(\)"), r"\1return self.there()"),
@@ -183,6 +184,40 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
         ),
     ),
     "bypass: no place is reserved": (Edit("core/swap_turns.py", r"worlds\.append\(\(claim\.name, [^\n]*", "pass"),),
+    # ---- what acts on it all ----
+    "router: who leaves the wait stays in the queue": (
+        Edit("models/lease.py", in_method("_abort", r"self\._driver\.cancelled\(self\)"), r"\1pass"),
+    ),
+    "router: who is refused is not woken": (
+        Edit("models/lease.py", in_method("refused", r"self\._wake\(\)"), r"\1pass"),
+    ),
+    "router: a load that is given up goes on": (
+        Edit("models/_driver.py", r"\.loads\.pop\(effect\.load\)\.cancel\(\)", ".loads.pop(effect.load)"),
+    ),
+    "router: a stop is over when it has begun": (
+        Edit("models/_driver.py", r"await process\.stop\([^\n]*", "await trio.lowlevel.checkpoint()"),
+    ),
+    "router: what is left of a crash is not waited for": (
+        Edit(
+            "models/_driver.py",
+            in_method("_stop", r"await process\.wait_stopped\(\)"),
+            r"\1await trio.lowlevel.checkpoint()",
+        ),
+    ),
+    "router: a crash is not told": (
+        Edit("models/_driver.py", r"self\._happens\(self\._scheduler\.on_exit, [^\n]*", "pass"),
+    ),
+    "router: nobody rings": (Edit("models/_driver.py", r"self\._alarm_at = self\._alarm\.deadline = at", "pass"),),
+    "router: a lease whose server has ended is not given back": (
+        Edit(
+            "models/lease.py",
+            r"        self\._driver\.ended\(self\)",
+            "        if self._life is None or self._life.error is None:\n            self._driver.ended(self)",
+        ),
+    ),
+    "router: whoever is asked again keeps the old process": (
+        Edit("models/_driver.py", r"life\.identity = life\.identity or identity", "life.identity = identity - 1"),
+    ),
     # ---- the life of a model's server ----
     "life: one that stops may start": (
         Edit(

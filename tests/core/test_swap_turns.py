@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.core.swap_world import (
@@ -10,6 +11,7 @@ from tests.core.swap_world import (
     FOREGROUND,
     TWO_PLACES,
     Places,
+    Timed,
     World,
     fates,
     is_granted,
@@ -379,3 +381,23 @@ def test_one_that_is_in_nobodys_way_starts_at_once() -> None:
     world.request("b", FOREGROUND)
     world.request("c", BACKGROUND)
     assert world.loading == ["c"]
+
+
+def test_one_that_puts_out_others_does_not_wait_for_those_that_would_let_it_be() -> None:
+    """Each load of theirs would begin in the empty place that it needs, for as long as they are asked for."""
+    groups = {
+        "alone": Group(members=("a",)),
+        "b": Group(members=("b",), exclusive=False),
+        "c": Group(members=("c",), exclusive=False),
+    }
+    models = {name: ModelOptions(ttl=1.0) for name in "abc"}
+    world = World(Places("abc"), models, planner=Groups(groups, models=list("abc")))
+    timed = Timed(world, lambda kind: 5.0 if kind == "load" else 0.5)
+    for number in range(40):
+        timed.at(number * 10.0, partial(timed.arrive, "b", BACKGROUND, 1.0))
+        timed.at(number * 10.0 + 5.0, partial(timed.arrive, "c", BACKGROUND, 1.0))
+    timed.at(1.0, partial(timed.arrive, "a", FOREGROUND, 1.0))
+    timed.run()
+    waited = next(world.granted_at[request] - request.arrived_at for request in world.requests if request.model == "a")
+    # The load of b that was under way, its request, its stop, and the own load.
+    assert waited <= 4.0 + 1.0 + 0.5 + 5.0

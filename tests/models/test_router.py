@@ -650,6 +650,27 @@ async def test_an_error_of_on_progress_goes_to_the_log(
     assert [record.getMessage()[:18] for record in caplog.records] == ["on_progress failed"] * 2
 
 
+async def test_on_progress_may_cancel_another_one_who_waits(autojump_clock: MockClock) -> None:
+    async with router(Servers(), model("a", limit=2)) as routed, trio.open_nursery() as nursery:
+        log = Log()
+        scope = trio.CancelScope()
+
+        async def other() -> None:
+            with scope:
+                await use(routed, log, "other", "a", 1.0, BACKGROUND)
+
+        def cancel(step: LeaseProgress) -> None:
+            if step.stage is LeaseStage.READY:
+                scope.cancel()
+
+        nursery.start_soon(partial(use, routed, log, "first", "a", 1.0, FOREGROUND, on_progress=cancel))
+        nursery.start_soon(partial(use, routed, log, "second", "a", 1.0, FOREGROUND))
+        nursery.start_soon(other)
+        await trio.sleep(10.0)
+        assert sorted(log.lines) == [(2.0, "+first"), (2.0, "+second"), (3.0, "-first"), (3.0, "-second")]
+        assert routed.statistics().models["a"].cancelled == 1
+
+
 async def test_what_ends_the_program_in_on_progress_loses_no_slot(autojump_clock: MockClock) -> None:
     def ends(step: LeaseProgress) -> None:
         raise SystemExit
