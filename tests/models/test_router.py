@@ -94,8 +94,8 @@ async def test_a_lease_from_the_queue_to_the_model(autojump_clock: MockClock) ->
             (8.0, "served"),
         ]
         assert routed.statistics().evictions == 1
-        assert servers.there == {"b"}
-    assert servers.there == set()
+        assert servers.running == {"b"}
+    assert servers.running == set()
 
 
 async def test_progress_carries_estimates_once_all_is_measured(autojump_clock: MockClock) -> None:
@@ -246,7 +246,7 @@ async def test_a_load_that_nobody_waits_for_is_given_up_for_another(autojump_clo
         with trio.move_on_after(5.0):
             async with routed.lease("a", outer_deadline="allow"):
                 raise AssertionError("it takes a minute")
-        assert servers.there == {"a"}
+        assert servers.running == {"a"}
         async with routed.lease("b"):
             assert trio.current_time() - log.start == 5.0 + 1.0 + 60.0
 
@@ -265,7 +265,7 @@ async def test_cancelled_in_any_pass_nothing_is_lost() -> None:
 
                 async def body(name: str) -> None:
                     async with routed.lease(name, outer_deadline="allow"):
-                        assert servers.there == {name}
+                        assert servers.running == {name}
                         bodies.append(name)
                         await trio.lowlevel.checkpoint()
 
@@ -396,9 +396,9 @@ async def test_models_that_may_be_together_are_leased_together(autojump_clock: M
     servers = Servers(lambda there: set(there) <= {"a", "b"} or set(there) <= {"c"})
     async with router(servers, "a", "b", "c", sets={"pair": "a & b"}) as routed:
         async with routed.lease("a"), routed.lease("b"):
-            assert servers.there == {"a", "b"}
+            assert servers.running == {"a", "b"}
         async with routed.lease("c"):
-            assert servers.there == {"c"}
+            assert servers.running == {"c"}
 
 
 async def test_lease_nowait_is_served_at_once_or_not_at_all(autojump_clock: MockClock) -> None:
@@ -407,7 +407,7 @@ async def test_lease_nowait_is_served_at_once_or_not_at_all(autojump_clock: Mock
         log = Log()
         with pytest.raises(trio.WouldBlock), routed.lease_nowait("a"):
             raise AssertionError("it isn't loaded")
-        assert servers.there == set()
+        assert servers.running == set()
         await use(routed, log, "a", "a")
         with routed.lease_nowait("a") as lease:
             assert lease.base_url == "http://a.test"
@@ -493,7 +493,7 @@ async def test_who_crashes_too_often_is_refused_and_nobody_goes_for_it(autojump_
         assert isinstance(error, ModelCrashed)
         assert error.retry_after is not None
         assert error.retry_after == 30.0 - 0.25 - 2.0
-        assert servers.there == {"b"}
+        assert servers.running == {"b"}
         await trio.sleep(error.retry_after)
         await use(routed, log, "a", "a")
 
@@ -506,7 +506,13 @@ async def test_a_model_that_does_not_start_is_told_to_all_who_wait(autojump_cloc
         log = Log()
 
         async def fails() -> None:
-            errors.append(await told(ModelStartFailed, "model 'a': no memory", lambda: use(routed, log, "a", "a")))
+            errors.append(
+                await told(
+                    ModelStartFailed,
+                    "model .a.: it ended with status 1 while it was starting",
+                    lambda: use(routed, log, "a", "a"),
+                )
+            )
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fails)
@@ -536,7 +542,7 @@ async def test_unload_lets_what_runs_end(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         await routed.unload("a")
         log("gone")
-        assert servers.there == set()
+        assert servers.running == set()
         # Served from 2 to 7, stopped at 8.
         assert log.lines == [(2.0, "+a"), (3.0, "told"), (7.0, "-a"), (8.0, "gone")]
 
@@ -563,9 +569,9 @@ async def test_an_unload_that_is_not_waited_for_goes_on(autojump_clock: MockCloc
         await use(routed, Log(), "a", "a")
         with trio.move_on_after(1.0):
             await routed.unload("a")
-        assert servers.there == {"a"}
+        assert servers.running == {"a"}
         await trio.sleep(9.5)
-        assert servers.there == set()
+        assert servers.running == set()
         await told(UnknownModel, "no model 'z'", lambda: routed.unload("a", "z"))
 
 
@@ -574,12 +580,12 @@ async def test_a_model_that_nobody_uses_goes(autojump_clock: MockClock) -> None:
     async with router(servers, model("a", ttl=60.0)) as routed:
         await use(routed, Log(), "a", "a")
         await trio.sleep(59.5)
-        assert servers.there == {"a"}
+        assert servers.running == {"a"}
         assert routed.statistics().models["a"].phase is Phase.READY
         await trio.sleep(1.0)
         assert routed.processes["a"].state is ModelState.STOPPING
         await trio.sleep(1.0)
-        assert servers.there == set()
+        assert servers.running == set()
 
 
 async def test_the_end_refuses_who_waits_and_who_comes(autojump_clock: MockClock) -> None:
@@ -604,8 +610,8 @@ async def test_the_end_refuses_who_waits_and_who_comes(autojump_clock: MockClock
         with trio.CancelScope(shield=True):
             await wait_all_tasks_blocked()
             assert log.lines[-1][1] == "told", "at once, before the servers have gone"
-            assert servers.there == {"a"}
-    assert servers.there == set()
+            assert servers.running == {"a"}
+    assert servers.running == set()
     await told(trio.ClosedResourceError, "the router has ended", lambda: use(routed, log, "x", "a"))
     await told(trio.ClosedResourceError, "the router has ended", routed.unload)
     await told(RuntimeError, "make another ModelRouter", routed.run)
@@ -623,7 +629,7 @@ async def test_an_error_of_the_block_comes_out_bare(autojump_clock: MockClock) -
 
     with pytest.raises(ZeroDivisionError):
         await block()
-    assert servers.there == set()
+    assert servers.running == set()
 
 
 async def test_another_run_is_told_so(autojump_clock: MockClock) -> None:

@@ -99,7 +99,7 @@ class Play:
                 try:
                     if ask.nowait:
                         with routed.lease_nowait(ask.model, ask.priority):
-                            fate = await self.body(ask)
+                            fate = await self.body(routed, ask)
                     else:
                         async with routed.lease(
                             ask.model,
@@ -111,7 +111,7 @@ class Play:
                             fate = "admitted"
                             if ask.watched:
                                 assert steps[-1].stage is LeaseStage.READY
-                            fate = await self.body(ask)
+                            fate = await self.body(routed, ask)
                 except (GateRefused, ModelError, trio.WouldBlock):
                     fate = "refused"
         finally:
@@ -120,14 +120,14 @@ class Play:
             assert earlier.stage is not LeaseStage.READY
             assert earlier != later or later.stage is not LeaseStage.QUEUED
 
-    async def body(self, ask: Ask) -> str:
+    async def body(self, routed: ModelRouter, ask: Ask) -> str:
         name = ask.model
         self.inside[name] += 1
         assert self.inside[name] <= self.limit
-        process = self.servers.made[name]
-        assert name in self.servers.there
+        assert name in self.servers.running
         # It was ready when this was granted, which was a pass ago at most: since then it may have been killed.
-        assert process.state is ModelState.READY or process.killed.is_set() or name in self.may_cut
+        state = routed.processes[name].state
+        assert state is ModelState.READY or self.servers.is_killed(name) or name in self.may_cut
         try:
             await trio.sleep(ask.hold)
         finally:
@@ -141,7 +141,7 @@ class Play:
             case "wait":
                 await trio.sleep(other.seconds)
             case "kill":
-                if other.model in self.servers.there:
+                if other.model in self.servers.running:
                     self.servers.kill(other.model)
             case "break":
                 self.servers.broken.add(other.model)
@@ -184,8 +184,8 @@ class Play:
             for name in "abc":
                 await routed.unload(name)
                 async with routed.lease(name):
-                    assert name in self.servers.there
-        assert not self.servers.there
+                    assert name in self.servers.running
+        assert not self.servers.running
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
