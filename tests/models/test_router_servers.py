@@ -10,6 +10,7 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import httpx
 import pytest
 import trio
@@ -87,12 +88,22 @@ async def test_thirty_requests_for_two_models_in_one_place_make_one_eviction() -
         assert [statistics.models[name].admitted for name in "ab"] == [15, 15]
 
 
-async def wait_for_b_beside_a(swap: SwapOptions, traffic: float) -> tuple[float, float, float]:
-    """How long one B waits beside A traffic that always overlaps, and what stop and load took of that."""
-    at: dict[str, float] = {}
+@attrs.define
+class Run:
+    """One B beside A traffic that always overlaps: when it asked, what came before it, and when."""
+
+    asked: float = 0.0
+    granted: float = 0.0
+    steps: dict[str, float] = attrs.field(factory=dict)
+    grants_of_a: list[float] = attrs.field(factory=list)
+    ends_of_a: list[float] = attrs.field(factory=list)
+
+
+async def b_beside_a(swap: SwapOptions, traffic: float) -> Run:
+    run = Run()
 
     def note(step: LeaseProgress) -> None:
-        at.setdefault(step.stage.value, trio.current_time())
+        run.steps.setdefault(step.stage.value, trio.current_time())
 
     async with router(model("a", 0.3), model("b", 0.02), swap=swap) as routed, patient() as client:
         async with routed.lease("a") as lease:
@@ -100,34 +111,42 @@ async def wait_for_b_beside_a(swap: SwapOptions, traffic: float) -> tuple[float,
 
         async def one() -> None:
             async with routed.lease("a") as lease:
+                run.grants_of_a.append(trio.current_time())
                 await chat(client, lease.base_url)
+            run.ends_of_a.append(trio.current_time())
 
-        async def many(nursery: trio.Nursery) -> None:
+        async def many() -> None:
             end = trio.current_time() + traffic
-            while trio.current_time() < end:
+            while trio.current_time() < end and not run.granted:
                 nursery.start_soon(one)
-                # The server makes one answer at a time: the next one has come long before this one is over.
-                await trio.sleep(0.29)
+                # The next one has come before this one is over.
+                await trio.sleep(0.2)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(many, nursery)
+            nursery.start_soon(many)
             await trio.sleep(0.5)
             assert routed.statistics().models["a"].in_flight
+            run.asked = trio.current_time()
             async with routed.lease("b", on_progress=note) as lease:
+                run.granted = trio.current_time()
                 await chat(client, lease.base_url)
-        return lease.waited, at["loading"] - at["evicting"], at["ready"] - at["loading"]
+    return run
 
 
 async def test_one_b_beside_endless_a_is_served_within_the_bound() -> None:
-    waited, stop, load = await wait_for_b_beside_a(SwapOptions(max_bypass=1.0), traffic=6.0)
-    # What runs when max_bypass is over: one answer, and those before it in the server's own queue.
-    rest = 3 * 0.3
-    assert 1.0 <= waited <= 1.0 + rest + stop + load + 0.2
+    run = await b_beside_a(SwapOptions(max_bypass=1.0), traffic=60.0)
+    closed = run.asked + 1.0
+    before = [at for at in run.grants_of_a if at < run.granted]
+    assert max(before) <= closed + 0.2, "a newcomer was served though B had waited for max_bypass"
+    rest = max(at for at in run.ends_of_a if at < run.granted) - closed
+    stop = run.steps["loading"] - run.steps["evicting"]
+    load = run.steps["ready"] - run.steps["loading"]
+    assert 1.0 <= run.granted - run.asked <= 1.0 + rest + stop + load + 0.3
 
 
 async def test_without_the_bound_b_waits_as_long_as_the_traffic_lasts() -> None:
-    waited, _, _ = await wait_for_b_beside_a(SwapOptions.parity(), traffic=3.0)
-    assert waited > 2.4
+    run = await b_beside_a(SwapOptions.parity(), traffic=3.0)
+    assert run.granted - run.asked > 2.4
 
 
 async def test_a_server_that_is_killed_in_mid_request_is_named_and_replaced() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
-from trio.testing import MockClock
 
 from trio_mlxgate.models import ModelConfig, ModelProcess, ModelStartFailed, ModelState
 from trio_mlxgate.testing import PlayedModels
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 CONFIG = ModelConfig(name="qwen", command="serve ${PORT}")
 
