@@ -10,7 +10,7 @@ import inspect
 import math
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 from trio.lowlevel import current_trio_token
@@ -19,7 +19,7 @@ from trio_mlxgate.call_sites import held_in_thread
 from trio_mlxgate.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable
     from contextvars import Context
     from types import FrameType
 
@@ -95,13 +95,17 @@ class TrioRuntime(Runtime):
         return trio.lowlevel.spawn_system_task(function, name=name, context=context)
 
     def watch(self, gate: Driver) -> None:
+        self.watch_owners(gate)
+
+    def watch_owners(self, keeper: Keeper) -> None:
+        """Tell this one of each of its owners that has ended."""
         try:
             exits = _exits.get()
         except LookupError:
             exits = _Exits()
             _exits.set(exits)
             trio.lowlevel.add_instrument(exits)
-        exits.add(gate)
+        exits.add(keeper)
 
     def above(self, task: Task) -> Iterable[Task]:
         nursery = task.parent_nursery
@@ -166,16 +170,25 @@ class _Timer:
             self._scope = trio.CancelScope(deadline=deadline)
 
 
+class Keeper(Protocol):
+    """A gate, or what leases models: it keeps what tasks own."""
+
+    @property
+    def _owners(self) -> Container[Any]: ...
+
+    def _task_ended(self, task: Any) -> None: ...
+
+
 class _Exits(trio.abc.Instrument):
     """Tells the gates of one run of each task that has ended, in the step in which it ends."""
 
     def __init__(self) -> None:
-        self._gates: dict[weakref.ref[Driver], None] = {}
+        self._gates: dict[weakref.ref[Keeper], None] = {}
 
-    def add(self, gate: Driver) -> None:
+    def add(self, gate: Keeper) -> None:
         self._gates[weakref.ref(gate, self._drop)] = None
 
-    def _drop(self, gone: weakref.ref[Driver]) -> None:
+    def _drop(self, gone: weakref.ref[Keeper]) -> None:
         self._gates.pop(gone, None)
 
     def task_exited(self, task: Task) -> None:

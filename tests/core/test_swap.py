@@ -258,6 +258,20 @@ def test_one_that_does_not_wait_changes_nothing() -> None:
     assert is_waiting(waiter)
 
 
+def test_what_is_due_when_a_process_ends_serves_nobody_with_it() -> None:
+    world = world_of(ready=["a"], a=ModelOptions(limit=2))
+    world.request("a")
+    world.request("b", FOREGROUND, max_wait=2.0)
+    waiter = world.request("a")
+    assert is_waiting(waiter), "b, which goes first, has closed it"
+    world.now = 2.0
+    world.exit("a")
+    assert is_waiting(waiter)
+    world.stopped("a")
+    world.loaded("a")
+    assert is_granted(waiter)
+
+
 def test_who_leaves_in_the_moment_in_which_something_is_due_is_cancelled() -> None:
     world = world_of()
     late = world.request("a", max_wait=2.0)

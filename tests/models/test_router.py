@@ -26,6 +26,7 @@ from trio_mlxgate.models import (
     ModelStartFailed,
     ModelState,
     ModelUnloaded,
+    Plan,
     RestartSettings,
     SwapOptions,
 )
@@ -524,6 +525,91 @@ async def test_a_model_that_does_not_start_is_told_to_all_who_wait(autojump_cloc
         await use(routed, log, "a", "a")
 
 
+async def test_a_crash_in_the_moment_in_which_something_is_due_strands_nobody(autojump_clock: MockClock) -> None:
+    servers = Servers()
+    async with router(servers, model("a", limit=2), "b") as routed, trio.open_nursery() as nursery:
+        log = Log()
+        nursery.start_soon(use, routed, log, "holder", "a", 20.0)
+        await trio.sleep(5.0)
+
+        async def leaves() -> None:
+            with pytest.raises(WaitTooLong):
+                await use(routed, log, "b", "b", 1.0, FOREGROUND, max_wait=2.0)
+
+        nursery.start_soon(leaves)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(use, routed, log, "waiter", "a")
+        await wait_all_tasks_blocked()
+        # The loop is busy while the time of the one who waits for b passes; then the crash is what is seen first.
+        autojump_clock.jump(2.5)
+        servers.kill("a")
+        await trio.sleep(10.0)
+        assert "+waiter" in [what for _, what in log.lines]
+
+
+async def test_evictions_make_no_crash_forgotten(autojump_clock: MockClock) -> None:
+    servers = Servers()
+    again = RestartSettings(first=0.5, most=2, window=1000.0)
+    async with router(servers, model("a", restarts=again), "b") as routed:
+        log = Log()
+        for _ in range(2):
+            async with routed.lease("a"):
+                servers.kill("a")
+            await use(routed, log, "a", "a", 0.0)
+            await use(routed, log, "b", "b", 0.0)
+        async with routed.lease("a"):
+            servers.kill("a")
+        await told(ModelCrashed, "crash number 3", lambda: use(routed, log, "a", "a"))
+
+
+async def test_the_lines_of_the_error_are_those_of_the_server_that_ended(autojump_clock: MockClock) -> None:
+    servers = Servers()
+    async with router(servers, model("a", limit=2)) as routed, trio.open_nursery() as nursery:
+        caught: list[ModelCrashed] = []
+
+        async def loses() -> None:
+            with pytest.raises(ModelCrashed) as error:
+                await fail(routed, "a", ConnectionResetError(), after=10.0)
+            caught.append(error.value)
+
+        output = routed.processes["a"].output
+        output.feed(b"of one before\n")
+        nursery.start_soon(loses)
+        await trio.sleep(1.0)
+        output.feed(b"it begins\n")
+        await trio.sleep(4.0)
+        output.feed(b"no memory\n")
+        servers.kill("a")
+        await trio.sleep(0.1)
+        output.feed(b"the end\n")
+        await use(routed, Log(), "next", "a", 0.0)
+        output.feed(b"another one begins\n")
+        await trio.sleep(10.0)
+        assert caught[0].output == ("it begins", "no memory", "the end")
+
+
+async def test_the_address_of_a_server_that_has_ended_is_not_given_out(autojump_clock: MockClock) -> None:
+    servers = Servers()
+    async with router(servers) as routed, routed.lease("a") as lease:
+        assert lease.base_url
+        servers.kill("a")
+        with pytest.raises(ModelCrashed, match="model 'a': it was killed"):
+            _ = lease.base_url
+
+
+async def test_an_error_that_has_nothing_to_do_with_connections_is_left_alone(autojump_clock: MockClock) -> None:
+    servers = Servers()
+    async with router(servers) as routed:
+        await use(routed, Log(), "a", "a")
+        start = trio.current_time()
+        for error in (FileNotFoundError(2, "no file"), EOFError(), PermissionError(13, "no"), OSError("all failed")):
+            with pytest.raises(type(error)):
+                await fail(routed, "a", error)
+        assert trio.current_time() == start
+        with pytest.raises(FileNotFoundError):
+            await fail(routed, "a", FileNotFoundError(2, "no file"), partial(servers.kill, "a"), 1.0)
+
+
 # ---- unload, ttl, the end ----
 
 
@@ -553,7 +639,7 @@ async def test_unload_now_stops_what_runs_and_its_lease_says_so(autojump_clock: 
 
         async def loses() -> None:
             with pytest.raises(ModelUnloaded, match="was stopped while it was in use"):
-                await fail(routed, "a", EOFError(), after=5.0)
+                await fail(routed, "a", ConnectionResetError(), after=5.0)
 
         nursery.start_soon(loses)
         await trio.sleep(3.0)
@@ -641,6 +727,110 @@ async def test_another_run_is_told_so(autojump_clock: MockClock) -> None:
         await trio.to_thread.run_sync(trio.run, main)
 
 
+async def test_unload_takes_names(autojump_clock: MockClock) -> None:
+    async with router(Servers()) as routed:
+        for wrong in (["a", "b"], None, 1):
+            with pytest.raises(TypeError, match=r"unload\(\) takes names of models"):
+                await routed.unload(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="now must be True or False"):
+            await routed.unload("a", now="no")  # type: ignore[arg-type]
+
+
+async def test_a_lease_of_a_task_that_has_ended_is_taken_back(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with router(Servers(), model("a", limit=1), "b") as routed:
+        kept: list[Any] = []
+
+        async def forgets() -> None:
+            lease = routed.lease("a", hold_timeout=5.0)
+            kept.append(lease)
+            await lease.__aenter__()
+
+        with caplog.at_level(logging.ERROR, logger="trio_mlxgate.models"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(forgets, name="forgetful")
+        assert [record.getMessage() for record in caplog.records] == [
+            "task 'forgetful' has ended without leaving its lease of model 'a'; use async with"
+        ]
+        assert routed.statistics().in_flight == 0
+        await use(routed, Log(), "b", "b")
+        assert kept[0].state.value == "released"
+
+
+class Moody:
+    """A planner that fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.mood = ""
+
+    def evictions(self, target: str, running: Any, busy: Any = (), last_used: Any = None) -> Any:
+        if self.mood == "raises":
+            raise KeyError(target)
+        if self.mood == "nonsense":
+            return None
+        others = tuple(sorted(name for name in running if name != target))
+        evict = ("z",) if self.mood == "strange" else others
+        return Plan(target=target, evict=evict, target_set=(target,), set_name="", expression="", cost=len(evict))
+
+
+@pytest.mark.parametrize("mood", ["raises", "nonsense", "strange"])
+async def test_a_planner_that_fails_refuses_and_breaks_nothing(
+    mood: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    planner = Moody()
+    async with router(Servers(), "a", "b", planner=planner) as routed, trio.open_nursery() as nursery:
+        log = Log()
+        nursery.start_soon(use, routed, log, "a", "a", 5.0)
+        await trio.sleep(3.0)
+        scope = trio.CancelScope()
+
+        async def leaves() -> None:
+            with scope:
+                await use(routed, log, "b", "b")
+
+        async def waits() -> None:
+            await told(PlanRefused, "the planner", lambda: use(routed, log, "b", "b"))
+
+        nursery.start_soon(waits)
+        nursery.start_soon(leaves)
+        await wait_all_tasks_blocked()
+        planner.mood = mood
+        scope.cancel()
+        await trio.sleep(10.0)
+        planner.mood = ""
+        caplog.clear()
+        await use(routed, log, "later", "b")
+        assert not caplog.records or "planner" not in caplog.text
+
+
+async def test_a_key_that_can_not_be_shown_keeps_nobody_waiting(autojump_clock: MockClock) -> None:
+    class Key:
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+    async with router(Servers()) as routed, trio.open_nursery() as nursery:
+        key = Key()
+
+        async def older() -> None:
+            with pytest.raises(ZeroDivisionError):
+                await use(routed, Log(), "x", "a", supersede=key)
+
+        nursery.start_soon(older)
+        await wait_all_tasks_blocked()
+        await use(routed, Log(), "x", "a", supersede=key)
+
+
+async def test_three_models_that_do_not_fit_together_are_not_leased_by_one_task(autojump_clock: MockClock) -> None:
+    servers = Servers(lambda there: len(there) < 3)
+    async with (
+        router(servers, "a", "b", "c", sets={"two": "(a & b) | (a & c) | (b & c)"}) as routed,
+        routed.lease("a"),
+        routed.lease("b"),
+    ):
+        await told(RuntimeError, "has to go before 'c' can come", lambda: use(routed, Log(), "x", "c"))
+
+
 # ---- who watches ----
 
 
@@ -677,6 +867,51 @@ async def test_on_progress_may_cancel_another_one_who_waits(autojump_clock: Mock
         assert routed.statistics().models["a"].cancelled == 1
 
 
+async def test_on_progress_asks_for_no_lease_itself(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with router(Servers()) as routed:
+
+        def asks(step: LeaseProgress) -> None:
+            with routed.lease_nowait("b"):
+                raise AssertionError("it isn't there")
+
+        with caplog.at_level(logging.ERROR, logger="trio_mlxgate.models"):
+            await use(routed, Log(), "a", "a", on_progress=asks)
+        assert "on_progress must not ask for a lease itself" in caplog.text
+        assert routed.statistics().in_flight == 0
+
+
+async def test_what_ends_the_program_comes_out_of_the_router_if_it_struck_in_a_cancellation(
+    autojump_clock: MockClock,
+) -> None:
+    def ends(step: LeaseProgress) -> None:
+        if step.position == 1:
+            raise SystemExit(3)
+
+    async def main() -> None:
+        async with router(Servers(), model("a", limit=1)) as routed, trio.open_nursery() as nursery:
+            log = Log()
+            nursery.start_soon(use, routed, log, "holder", "a", 50.0)
+            await trio.sleep(3.0)
+            scope = trio.CancelScope()
+
+            async def leaves() -> None:
+                with scope:
+                    await use(routed, log, "first", "a")
+
+            nursery.start_soon(leaves)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(partial(use, routed, log, "second", "a", on_progress=ends))
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await trio.sleep(1.0)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await main()
+    assert caught.group_contains(SystemExit)
+
+
 async def test_what_ends_the_program_in_on_progress_loses_no_slot(autojump_clock: MockClock) -> None:
     def ends(step: LeaseProgress) -> None:
         raise SystemExit
@@ -695,7 +930,7 @@ async def test_a_process_that_does_not_stop_is_told(autojump_clock: MockClock) -
         def __call__(self, config: Any, **more: Any) -> Any:
             process = super().__call__(config, **more)
 
-            async def stop(*, now: bool = False) -> None:
+            async def stop(*, now: bool = False, forget: bool = True) -> None:
                 await trio.sleep(1.0)
                 raise ModelNotStopped("process 7 hangs", model=config.name)
 

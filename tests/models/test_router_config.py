@@ -54,6 +54,13 @@ class Knows:
         return Groups(models=["qwen"]).evictions(target, running)
 
 
+class AnswersNothing:
+    """A planner that forgot to return its plan."""
+
+    def evictions(self, target: str, running: Any, busy: Any = (), last_used: Any = None) -> Any:
+        return None
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "told"),
     [
@@ -71,7 +78,18 @@ class Knows:
         ({"vars": {"q": "qwen"}}, ValueError, "vars: expected nothing, since there are no sets"),
         ({"evict_costs": {"qwen": 3}}, ValueError, "evict_costs: expected nothing, since there are no sets"),
         ({"sets": {"a": "qwen"}, "evict_costs": {"qwen": -3}}, ValueError, "evict_costs: 'qwen' must cost a finite"),
-        ({"sets": {"a": "qwen"}, "ties": "chance"}, ValueError, "ties must be 'usage' or 'definition'"),
+        ({"sets": {"a": "qwen"}, "ties": "chance"}, ValueError, "ties: expected 'usage' or 'definition', got 'chance'"),
+        ({"ties": "chance"}, ValueError, "ties: expected 'usage' or 'definition', got 'chance'"),
+        (
+            {"sets": {"a": "qwen"}, "evict_costs": {"qwen": 10**400}},
+            ValueError,
+            "evict_costs: 'qwen' must cost a finite",
+        ),
+        (
+            {"planner": AnswersNothing()},
+            ValueError,
+            "planner: expected a Plan for each model; asked for 'qwen', it r",
+        ),
         ({"groups": {"g": Group(members=["gwen"])}}, ValueError, "group 'g': there is no model 'gwen'"),
         ({"groups": {"g": ["qwen"]}}, TypeError, "group 'g' must be a Group(...)"),
         ({"pinned": ["gwen"]}, ValueError, "pinned: there is no model 'gwen'"),
@@ -101,7 +119,18 @@ def test_which_planner_decides() -> None:
     assert isinstance(sets.effective_planner, Matrix)
     assert sets.effective_planner.evictions("a", ["b"]).evict == ()
     own = Groups(models=["a", "b", "c"])
-    assert RouterConfig(models=models, planner=own).effective_planner is own
+    config = RouterConfig(models=models, planner=own)
+    assert config.effective_planner.evictions("a", ["b"]) == own.evictions("a", ["b"])
+    assert config.planner is own
+
+
+def test_what_is_changed_afterwards_changes_nothing() -> None:
+    sets, pinned = {"s": "a & b"}, ["c"]
+    config = RouterConfig(models=[model("a"), model("b"), model("c")], sets=sets, pinned=pinned)
+    sets["t"] = "a & c"
+    pinned.clear()
+    assert config.sets == {"s": "a & b"}
+    assert tuple(config.pinned) == ("c",)
 
 
 def test_a_changed_copy_is_checked_anew() -> None:

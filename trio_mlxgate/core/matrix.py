@@ -26,6 +26,9 @@ Ties: TypeAlias = Literal["usage", "definition"]
 _FRONTIER_BUDGET: Final = 200_000
 """How many comparisons llama-swap's own order may cost, beyond which it is that of the text."""
 
+_DEAREST: Final = 1e300
+"""The highest cost of a model: that of all of them together is still a number."""
+
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _NO_COSTS: Final[Mapping[str, float]] = MappingProxyType({})
 
@@ -235,7 +238,7 @@ class Matrix:
             told = f"evict_costs: {key!r} must cost a finite number >= 0, not {cost!r}"
             if isinstance(cost, bool) or not isinstance(cost, int | float):
                 raise TypeError(told)
-            if not math.isfinite(cost) or cost < 0:
+            if not 0 <= cost <= _DEAREST:
                 raise ValueError(told)
             if model in checked:
                 raise ValueError(f"evict_costs: {keys[model]!r} and {key!r} are the same model; leave one out")

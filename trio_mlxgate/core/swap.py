@@ -214,8 +214,8 @@ class SwapScheduler:
         ``identity`` is that of the swap that loaded it, 0 for one that was there from the start. ``error`` says why it
         ended, and until ``retry_at`` it can't be loaded anew: who waits for it is told, and who comes is refused.
         """
-        self._catch_up(now)
         model = self._models[name]
+        # Before what is due is decided: that must not serve anybody with what has ended.
         if model.phase is Phase.READY and model.loaded_by == identity:
             swap = model.swap
             if swap is not None and swap.loading_since is not None:
@@ -229,6 +229,7 @@ class SwapScheduler:
                     if swap is not None:
                         self._fleet.give_up(model, EXITED, now)
                     self._failed(model, error, retry_at)
+        self._catch_up(now)
         return self._settle(now)
 
     # ---- what can happen: orders ----

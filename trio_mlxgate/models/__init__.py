@@ -5,6 +5,7 @@ from __future__ import annotations
 from trio_mlxgate.core.backoff import RestartSettings as RestartSettings
 from trio_mlxgate.core.groups import Group as Group
 from trio_mlxgate.core.lifecycle import ModelEvent as ModelEvent, ModelState as ModelState, StateChange as StateChange
+from trio_mlxgate.core.planning import Plan as Plan, Planner as Planner
 from trio_mlxgate.core.swap_options import SwapOptions as SwapOptions
 from trio_mlxgate.models.errors import (
     EvictionFailed as EvictionFailed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -26,10 +27,10 @@ from trio_mlxgate.core.swap_effects import (
     StartSwap,
     StopModel,
 )
-from trio_mlxgate.errors import PlanRefused, UnknownModel
+from trio_mlxgate.errors import PlanRefused
 from trio_mlxgate.models._router_errors import SHUT, refusal
 from trio_mlxgate.models._served import Asker, LeaseStage, Life, Served, Unload
-from trio_mlxgate.models.errors import ModelCrashed, ModelError, ModelFailed, ModelNotStopped, ModelUnloaded
+from trio_mlxgate.models.errors import ModelCrashed, ModelError, ModelNotStopped, ModelUnloaded
 from trio_mlxgate.models.ports import PortPool
 from trio_mlxgate.models.process import LAST_LINES
 from trio_mlxgate.outer_deadline import OuterDeadlines
@@ -86,6 +87,7 @@ class SwapDriver:
     async def run(self, started: Callable[[], object]) -> None:
         """Run until cancelled; ``started`` is called when leases may be asked for. Always a checkpoint."""
         self._runtime = TrioRuntime(trio.lowlevel.current_trio_token())
+        self._runtime.watch_owners(self)
         try:
             async with trio.open_nursery() as nursery:
                 for served in self.served.values():
@@ -138,25 +140,29 @@ class SwapDriver:
         """The task that asks for a lease. Raises if it may not."""
         self.check_open()
         task = trio.lowlevel.current_task()
-        for held in self._owners.get(task, ()):
-            if held.model == lease.model:
-                raise RuntimeError(
-                    f"this task holds a lease of model {lease.model!r} already; to wait for another might be "
-                    "to wait for itself. Use the one that it has, or start a child task"
-                )
-            if lease.model in self.served and not self._together(held.model, lease.model):
-                raise RuntimeError(
-                    f"this task holds a lease of model {held.model!r}, which has to go before {lease.model!r} can "
-                    "come: it would wait for itself. Leave that lease first"
-                )
+        held = [each.model for each in self._owners.get(task, ())]
+        if lease.model in held:
+            raise RuntimeError(
+                f"this task holds a lease of model {lease.model!r} already; to wait for another might be "
+                "to wait for itself. Use the one that it has, or start a child task"
+            )
+        in_the_way = self._in_the_way(lease.model, held)
+        if in_the_way:
+            raise RuntimeError(
+                f"this task holds a lease of model {in_the_way[0]!r}, which has to go before {lease.model!r} can "
+                "come: it would wait for itself. Leave that lease first"
+            )
         return task
 
-    def _together(self, held: str, wanted: str) -> bool:
-        """Whether a model may come while another one is in use."""
+    def _in_the_way(self, wanted: str, held: list[str]) -> list[str]:
+        """Which of the models that are in use have to go before another one may come."""
+        if not held or wanted not in self.served:
+            return []
         try:
-            return held not in self._planner.evictions(wanted, [held], {held}).evict
-        except (PlanRefused, UnknownModel):
-            return True  # the scheduler asks again, and refuses with it
+            evict = self._planner.evictions(wanted, sorted(held), set(held)).evict
+        except PlanRefused:
+            return []  # the scheduler asks again, and refuses with it
+        return [name for name in evict if name in held]
 
     def look_at_deadline(self, lease: Asker, policy: OuterDeadline | None) -> None:
         """Report a deadline around the wait, as the policy says."""
@@ -167,6 +173,8 @@ class SwapDriver:
     def asks(self, lease: Asker, *, nowait: bool = False) -> None:
         """A lease arrives."""
         self.check_open()
+        if self._acting:
+            raise RuntimeError("on_progress must not ask for a lease itself: tell a task of yours to do so")
         self._happens(self._scheduler.on_request, lease, trio.current_time(), nowait=nowait)
 
     def cancelled(self, lease: Asker) -> None:
@@ -183,10 +191,11 @@ class SwapDriver:
 
     def no_longer_owned(self, lease: Asker, task: trio.lowlevel.Task) -> None:
         """It no longer does."""
-        leases = self._owners[task]
-        leases.remove(lease)
-        if not leases:
-            del self._owners[task]
+        leases = self._owners.get(task, [])  # none if it has ended
+        if lease in leases:
+            leases.remove(lease)
+            if not leases:
+                del self._owners[task]
 
     def held_by_this_task(self) -> list[Asker]:
         """The leases that this task holds."""
@@ -202,6 +211,21 @@ class SwapDriver:
     def statistics(self) -> SwapStatistics:
         """A snapshot."""
         return self._scheduler.statistics(self.now())
+
+    def hand_over(self, error: BaseException) -> None:
+        """Let an error come out of the router's nursery: here it would do harm."""
+        if self._nursery is None or self._closed:
+            _logger.error("the router has ended, and this is left: %r", error, exc_info=error)
+        else:
+            self._nursery.start_soon(_raise, error)
+
+    def _task_ended(self, task: trio.lowlevel.Task) -> None:
+        """A task has ended that holds leases: nobody else would give them back."""
+        for lease in self._owners.pop(task):
+            _logger.error(
+                "task %r has ended without leaving its lease of model %r; use async with", task.name, lease.model
+            )
+            self.ended(lease)
 
     def call(self, function: Callable[[Any], object], argument: object, name: str) -> None:
         """Call a function of the user's, whose errors are logged."""
@@ -240,7 +264,11 @@ class SwapDriver:
                 request.granted(served.life)
             case Refuse(request):
                 assert isinstance(request, Asker)
-                request.refused(self._refusal(effect))
+                try:
+                    error = self._refusal(effect)
+                except Exception as failed:  # noqa: BLE001 - of a key of the user's that can't be shown: it is raised
+                    error = failed
+                request.refused(error)
             case Queued(request, position, wait):
                 self._tell(request, LeaseStage.QUEUED, wait, position=position)
             case Evicting(request, models, wait):
@@ -270,7 +298,7 @@ class SwapDriver:
         request = refused.request
         served = self.served.get(request.model)
         waited = trio.current_time() - request.arrived_at
-        failure = None if served is None else served.failure
+        failure = None if served is None or served.failure is None else served.failure()
         return refusal(refused, waited=waited, failure=failure, known=self.served)
 
     def _unloaded(self, served: Served, error: str) -> None:
@@ -299,7 +327,7 @@ class SwapDriver:
                 base_url = await served.process.ensure_ready()
             except ModelError as failure:
                 error, retry_at = failure.reason, served.process.retry_at
-                served.failure = failure if isinstance(failure, ModelFailed) else None
+                served.failure = partial(_again, failure)
                 try:
                     await served.process.wait_stopped()
                 except ModelNotStopped:
@@ -327,22 +355,29 @@ class SwapDriver:
             if effect.reason == EXITED and effect.attempt == 1:
                 await process.wait_stopped()
             else:
-                await process.stop(now=effect.attempt > 1)
+                await process.stop(now=effect.attempt > 1, forget=False)
         except ModelError as failure:
             error = failure.reason
         self._happens(self._scheduler.on_stopped, effect.identity, trio.current_time(), error)
 
     def _changed(self, served: Served, change: StateChange) -> None:
         """A step in the life of a process, told in the same step."""
+        if change.event is ModelEvent.START and served.dead is not None:
+            # From here on what is written is another one's.
+            served.dead.lines = served.process.output.tail(LAST_LINES, since=served.dead.first_line)
+            served.dead = None
         if change.after is ModelState.READY:
-            served.life = Life()
+            served.life = Life(first_line=served.process.first_line)
         elif change.before is ModelState.READY and served.life is not None:
             life, served.life = served.life, None
+            served.dead = life
             name, reason, retry_at = change.model, change.reason, served.process.retry_at
             asked_for = change.event is ModelEvent.STOP
 
             def error() -> ModelError:
-                output = served.process.output.tail(LAST_LINES)
+                output = life.lines
+                if output is None:
+                    output = served.process.output.tail(LAST_LINES, since=life.first_line)
                 if asked_for:
                     return ModelUnloaded(f"model {name!r} was stopped while it was in use", model=name, output=output)
                 told = f"model {name!r}: {reason}"
@@ -353,9 +388,18 @@ class SwapDriver:
 
             life.error = error
             life.ended.set()
-            if not asked_for and retry_at > trio.current_time():
-                failure = error()
-                served.failure = failure if isinstance(failure, ModelFailed) else None
+            if not asked_for:
+                served.failure = error
             if not self._closed:
                 now = trio.current_time()
                 self._happens(self._scheduler.on_exit, name, life.identity, now, reason, retry_at=retry_at)
+
+
+def _again(failure: ModelError) -> ModelError:
+    return failure.again()
+
+
+async def _raise(error: BaseException) -> None:
+    """Always a checkpoint."""
+    await trio.lowlevel.checkpoint()
+    raise error

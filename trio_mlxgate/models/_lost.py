@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -11,7 +12,8 @@ from trio_mlxgate.errors import BackendTooSlow, BackendUnreachable, TruncatedAns
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_KINDS: Final = (OSError, EOFError, trio.BrokenResourceError, BackendUnreachable, TruncatedAnswer)
+_KINDS: Final = (ConnectionError, trio.BrokenResourceError, BackendUnreachable, TruncatedAnswer)
+_ERRNOS: Final = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ENETRESET, errno.EHOSTUNREACH})
 _TIMEOUTS: Final = (TimeoutError, trio.TooSlowError, BackendTooSlow)
 # By name, since none of these libraries is to be imported for it: httpx, httpx2, httpcore, openai, aiohttp.
 _NAMES: Final = frozenset(
@@ -26,6 +28,8 @@ _NAMES: Final = frozenset(
         "ClientConnectionError",
         "ClientPayloadError",
         "IncompleteRead",
+        "IncompleteReadError",
+        "EndOfStream",
     }
 )
 _NAMED_TIMEOUTS: Final = frozenset({"TimeoutException", "APITimeoutError", "ServerTimeoutError"})
@@ -43,6 +47,8 @@ def _says_so(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, _TIMEOUTS) or names & _NAMED_TIMEOUTS:
         return False
+    if isinstance(error, OSError) and error.errno in _ERRNOS:
+        return True
     return isinstance(error, _KINDS) or bool(names & _NAMES)
 
 

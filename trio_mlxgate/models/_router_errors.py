@@ -10,7 +10,7 @@ import trio
 from trio_mlxgate.core.swap_effects import EVICTION_FAILED, LOAD_FAILED, MODEL_UNLOADED, PLAN_REFUSED, UNKNOWN_MODEL
 from trio_mlxgate.core.ticket import CLOSED, QUEUE_FULL, SUPERSEDED, WAIT_TOO_LONG, WOULD_BLOCK
 from trio_mlxgate.errors import PlanRefused, QueueFull, Superseded, UnknownModel, WaitTooLong
-from trio_mlxgate.models.errors import EvictionFailed, ModelFailed, ModelUnloaded
+from trio_mlxgate.models.errors import EvictionFailed, ModelError, ModelFailed, ModelUnloaded
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,7 +27,7 @@ def unknown_model(name: str, known: Collection[str]) -> UnknownModel:
     return UnknownModel(f"there is no model {name!r}{meant} (there are: {', '.join(sorted(known))})", backend=name)
 
 
-def refusal(refused: Refuse, *, waited: float, failure: ModelFailed | None, known: Collection[str]) -> Exception:
+def refusal(refused: Refuse, *, waited: float, failure: ModelError | None, known: Collection[str]) -> Exception:
     """The error for a request that was refused, which says what to do.
 
     Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_mlxgate.core.lifecycle import ModelState, StateChange
-    from trio_mlxgate.models.errors import ModelError, ModelFailed
+    from trio_mlxgate.models.errors import ModelError
     from trio_mlxgate.models.output import Output
     from trio_mlxgate.models.ports import PortPool
     from trio_mlxgate.models.router_config import ModelConfig
@@ -79,6 +79,11 @@ class ServerProcess(Protocol):
         ...
 
     @property
+    def first_line(self) -> int:
+        """The number of the first line of output of its process, or of the last one it had."""
+        ...
+
+    @property
     def output(self) -> Output:
         """What it writes."""
         ...
@@ -91,7 +96,7 @@ class ServerProcess(Protocol):
         """The server's base URL when it is ready; raises ModelError. Always a checkpoint."""
         ...
 
-    async def stop(self, *, now: bool = False) -> None:
+    async def stop(self, *, now: bool = False, forget: bool = True) -> None:
         """Stop it, and return when nothing is left of it; raises ModelError. Always a checkpoint."""
         ...
 
@@ -123,12 +128,16 @@ class MakeProcess(Protocol):
 class Life:
     """One process of a model, from ready to its end."""
 
+    first_line: int
+    """The number of its first line of output."""
     base_url: str = ""
     identity: int = 0
     """That of the swap that loaded it; 0: none has said so yet."""
     ended: trio.Event = attrs.field(factory=trio.Event)
     error: Callable[[], ModelError] | None = None
     """Makes the error for one whom it served when it ended; None: it has not ended."""
+    lines: tuple[str, ...] | None = None
+    """The last that it wrote; None: something of it may still come."""
 
 
 @attrs.define(eq=False)
@@ -148,8 +157,10 @@ class Served:
     process: ServerProcess
     life: Life | None = None
     """The process that is ready; None: none is."""
-    failure: ModelFailed | None = None
-    """Why the last load failed; None: it did not."""
+    dead: Life | None = None
+    """The process that was ready last, until the next one is started."""
+    failure: Callable[[], ModelError] | None = None
+    """Makes the error that says why it isn't to be had; None: it may be had."""
     unloads: list[Unload] = attrs.field(factory=list)
     loads: dict[int, trio.CancelScope] = attrs.field(factory=dict)
     """The loads that are going on, by the identity of their swap."""

@@ -52,6 +52,15 @@ class ModelError(BackendError):
         """The model's name."""
         return self.backend
 
+    def again(self, retry_after: float | None = None) -> ModelError:
+        """The same error for another one who asks, whose time to wait is ``retry_after`` unless that is None."""
+        return type(self)(
+            self.reason,
+            model=self.model,
+            retry_after=self.retry_after if retry_after is None else retry_after,
+            output=self.output,
+        )
+
 
 class ModelUnloaded(ModelError):
     """The model was stopped while one waited for it, or used it, or nobody runs it any more."""
@@ -97,15 +106,12 @@ class ModelFailed(ModelError):
         super().__init__(message, model=model, retry_after=retry_after, output=output)
         self.exit_status = exit_status
 
-    def again(self, retry_after: float | None) -> ModelFailed:
-        """The same error for another one who asks, whose time to wait is ``retry_after`` unless that is None."""
-        return type(self)(
-            self.reason,
-            model=self.model,
-            retry_after=self.retry_after if retry_after is None else retry_after,
-            output=self.output,
-            exit_status=self.exit_status,
-        )
+    def again(self, retry_after: float | None = None) -> ModelFailed:
+        """The same error for another one who asks."""
+        error = super().again(retry_after)
+        assert isinstance(error, ModelFailed)
+        error.exit_status = self.exit_status
+        return error
 
 
 class ModelStartFailed(ModelFailed):

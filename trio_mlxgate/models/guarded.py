@@ -93,7 +93,7 @@ class GuardedProcess:
         try:
             try:
                 await self._start()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise NotStarted(str(error)) from error
             with trio.move_on_after(_BEGINNING):
                 await self._wait_begun()

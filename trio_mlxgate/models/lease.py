@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final, Self
 
 import attrs
+import outcome
 import trio
 from trio.lowlevel import Abort, enable_ki_protection
 
@@ -105,10 +106,14 @@ class Lease(Asker):
 
         Raises:
           RuntimeError: the lease is not held.
+          ModelCrashed, ModelUnloaded: the server has ended; another one may answer there by now.
         """
-        if self.state is not GRANTED or self._life is None:
+        life = self._life
+        if self.state is not GRANTED or life is None:
             raise RuntimeError(f"{self!r} is not held, so it has no server")
-        return self._life.base_url
+        if life.error is not None:
+            raise life.error()
+        return life.base_url
 
     @property
     def deadline(self) -> float:
@@ -118,7 +123,7 @@ class Lease(Asker):
     @deadline.setter
     def deadline(self, deadline: float) -> None:
         given: object = deadline
-        if isinstance(given, bool) or not isinstance(given, int | float) or math.isnan(given):
+        if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) <= math.inf:
             raise ValueError(
                 f"a deadline must be a time on trio's clock, such as trio.current_time() + 30, not {deadline!r}"
             )
@@ -193,7 +198,9 @@ class Lease(Asker):
         if self._owner is not None:
             self._driver.no_longer_owned(self, self._owner)
             self._owner = None
-        self._driver.ended(self)
+        # Its task may have ended before, as that of a generator that was abandoned: then it was given back.
+        if self.state is GRANTED:
+            self._driver.ended(self)
 
 
 class AsyncLease(Lease):
@@ -203,7 +210,8 @@ class AsyncLease(Lease):
 
     @enable_ki_protection
     async def __aenter__(self) -> Self:
-        """Wait until the model is ready and has a slot. Always a checkpoint, unless it raises RuntimeError.
+        """Wait until the model is ready and has a slot. Always a checkpoint, but if it raises what a mistake of the
+        program or the end of the router brings about: RuntimeError, ClosedResourceError.
 
         Cancelled, it leaves the queue in that step, and whatever was done for it alone may be given up.
         """
@@ -238,7 +246,10 @@ class AsyncLease(Lease):
     def _abort(self, _: object) -> Abort:
         """The wait is cancelled: leave the queue, and settle, in this step."""
         self._waiter = None
-        self._driver.cancelled(self)
+        # trio can't bear an error here: of a function of the user's that ends the program.
+        left = outcome.capture(self._driver.cancelled, self)
+        if isinstance(left, outcome.Error):
+            self._driver.hand_over(left.error)
         return Abort.SUCCEEDED
 
     @enable_ki_protection

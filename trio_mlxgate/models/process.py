@@ -118,6 +118,11 @@ class ModelProcess(RunInBlock):
         return self._failure.at if self._failure is not None and self.state is ModelState.FAILED else -math.inf
 
     @property
+    def first_line(self) -> int:
+        """The number of the first line of output of its process, or of the last one it had."""
+        return self._first_line
+
+    @property
     def output(self) -> Output:
         """What it writes, over all restarts."""
         return self._output
@@ -157,12 +162,13 @@ class ModelProcess(RunInBlock):
                 case _:
                     self._begin()
 
-    async def stop(self, *, now: bool = False) -> None:
+    async def stop(self, *, now: bool = False, forget: bool = True) -> None:
         """Stop the server, and return when its process has gone; at once if there is none. Always a checkpoint.
 
         It is told to go (SIGTERM to its process group, or ``cmd_stop``), and killed when it hasn't within
         ``stop_grace`` seconds. ``now``: it is killed at once, even if it is being stopped already. Who waits for it to
-        be ready gets ModelUnloaded. That it failed, or crashed, is forgotten. Cancelled, it is stopped all the same.
+        be ready gets ModelUnloaded. ``forget``: that it failed, or crashed, is forgotten. Cancelled, it is stopped
+        all the same.
 
         Raises:
           ModelNotStopped: it was killed, and is still there after some seconds: it hangs in the system. It stays
@@ -178,7 +184,8 @@ class ModelProcess(RunInBlock):
         gone = self._gone
         if self.state in (ModelState.STARTING, ModelState.READY):
             self._told_to_stop("it was stopped")
-        self.forget()
+        if forget:
+            self.forget()
         self._stop_asked.set()
         if now:
             self._kill_asked.set()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_mlxgate.core.checks import check_bool
 from trio_mlxgate.models._blocks import RunInBlock
 from trio_mlxgate.models._driver import SwapDriver
 from trio_mlxgate.models._router_errors import unknown_model
@@ -129,6 +130,7 @@ class ModelRouter(RunInBlock):
         Cancelled, this no longer waits; the models go all the same.
 
         Raises:
+          TypeError: a name is no string, or ``now`` no bool; nothing was done.
           UnknownModel: one of them isn't there; nothing was done.
           EvictionFailed: a process did not stop, however often it was told to.
           ClosedResourceError: the router has ended.
@@ -136,8 +138,12 @@ class ModelRouter(RunInBlock):
         """
         await trio.lowlevel.checkpoint()
         self._driver.check_open()
+        check_bool("now", now)
         names = models or tuple(self._driver.served)
         for name in names:
+            given: object = name
+            if not isinstance(given, str):
+                raise TypeError(f"unload() takes names of models, as unload('a', 'b'), not {name!r}")
             if name not in self._driver.served:
                 raise unknown_model(name, self._driver.served)
         held = {lease.model for lease in self._driver.held_by_this_task()}
@@ -160,11 +166,7 @@ class ModelRouter(RunInBlock):
                 raise EvictionFailed(f"model {name!r} does not stop: {unload.error}", model=name)
 
     def statistics(self) -> SwapStatistics:
-        """What each model does, how many requests are in flight and wait, and what became of the others. Never waits.
-
-        Raises:
-          RuntimeError: this is called outside of the trio run that runs the router, while it does.
-        """
+        """What each model does, how many requests are in flight and wait, and what became of the others, now."""
         return self._driver.statistics()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -12,6 +13,7 @@ from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.matrix import Matrix, Ties
 from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
 from trio_mlxgate.errors import UnknownModel
+from trio_mlxgate.models._planners import CarefulPlanner, what_is_wrong
 from trio_mlxgate.models.settings import ProcessConfig, check_seconds, check_whole, wrong_type, wrong_value
 from trio_mlxgate.outer_deadline import OuterDeadline  # noqa: TC001 - attrs looks at it
 from trio_mlxgate.priority import MAX_PRIORITY
@@ -65,6 +67,15 @@ def _models(models: Any) -> tuple[ModelConfig, ...]:
     return tuple(models)
 
 
+def _kept(mapping: Any) -> Any:
+    """A copy that nobody changes; what is no mapping is refused later, with its place."""
+    return MappingProxyType(dict(mapping)) if isinstance(mapping, Mapping) else mapping
+
+
+def _listed(names: Any) -> Any:
+    return tuple(names) if isinstance(names, list | set | frozenset) else names
+
+
 @attrs.frozen(kw_only=True)
 class RouterConfig:
     """All models, and which may be there together.
@@ -79,26 +90,26 @@ class RouterConfig:
     models: tuple[ModelConfig, ...] = attrs.field(converter=_models)
     """The models; each has a name of its own."""
 
-    sets: Mapping[str, str] | None = attrs.field(default=None)
+    sets: Mapping[str, str] | None = attrs.field(default=None, converter=_kept)
     """Which models may be there together, as expressions: ``{"pair": "qwen & (whisper | embed)"}``. See
     :class:`~trio_mlxgate.core.matrix.Matrix`. A model in no set is there alone."""
 
-    vars: Mapping[str, str] = attrs.field(factory=dict)
+    vars: Mapping[str, str] = attrs.field(factory=dict, converter=_kept)
     """With ``sets``: short names of models, for expressions."""
 
-    evict_costs: Mapping[str, float] = attrs.field(factory=dict)
+    evict_costs: Mapping[str, float] = attrs.field(factory=dict, converter=_kept)
     """With ``sets``: what it costs to stop a model for another one; 1 for those that aren't in it."""
 
     ties: Ties = attrs.field(default="usage")
     """With ``sets``: of plans that cost the same, whether usage decides or the order of definition."""
 
-    groups: Mapping[str, Group] | None = attrs.field(default=None)
+    groups: Mapping[str, Group] | None = attrs.field(default=None, converter=_kept)
     """Which models take turns, as groups; see :class:`~trio_mlxgate.core.groups.Groups`."""
 
     planner: Planner | None = attrs.field(default=None)
     """What decides which models have to go for another one, if neither sets nor groups are to."""
 
-    pinned: Collection[str] = attrs.field(default=())
+    pinned: Collection[str] = attrs.field(default=(), converter=_listed)
     """Models that are never stopped for another one. A ``planner`` has its own way to say so."""
 
     swap: SwapOptions = attrs.field(factory=SwapOptions)
@@ -127,6 +138,8 @@ class RouterConfig:
             wrong_type("swap", "SwapOptions", self.swap)
         if self.outer_deadline not in ("warn", "raise", "allow"):
             wrong_value("outer_deadline", "'warn', 'raise' or 'allow'", self.outer_deadline)
+        if self.ties not in ("usage", "definition"):
+            wrong_value("ties", "'usage' or 'definition'", self.ties)
         self._check_ports()
         object.__setattr__(self, "effective_planner", self._planner())
 
@@ -172,7 +185,10 @@ class RouterConfig:
             wrong_type("planner", "a Planner, which has a method evictions", planner)
         for name in names:
             try:
-                planner.evictions(name, ())
+                plan: object = planner.evictions(name, ())
             except UnknownModel as error:
                 raise ValueError(f"planner: expected one that knows all models: {error}") from None
-        return planner
+            problem = what_is_wrong(plan, name, ())
+            if problem:
+                raise ValueError(f"planner: expected a Plan for each model; asked for {name!r}, it {problem}")
+        return CarefulPlanner(planner)

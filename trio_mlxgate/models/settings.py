@@ -96,7 +96,16 @@ def _check_text(place: str, value: object) -> str:
         wrong_type(place, "a string", value)
     if "\0" in value:
         wrong_value(place, "a string without a null character", value)
+    _check_encodes(place, value)
     return value
+
+
+def _check_encodes(place: str, value: str) -> None:
+    try:
+        os.fsencode(value)
+    except UnicodeError:
+        # Not shown: it may be a secret, and can't be printed everywhere.
+        raise ValueError(f"{place}: expected text that the system can encode, got lone surrogates") from None
 
 
 def _check_url(place: str, value: object, expected: str) -> str:
@@ -158,6 +167,7 @@ def _given(place: str, value: object) -> Mapping[str, str]:
             raise TypeError(f"{place}.{name}: expected a string, got a {type(text).__name__}")
         if "\0" in text:
             raise ValueError(f"{place}.{name}: expected a string without a null character")
+        _check_encodes(f"{place}.{name}", text)
     return MappingProxyType(dict(value))
 
 
@@ -235,9 +245,10 @@ class ProcessConfig:
         object.__setattr__(self, "stop_words", stop)
         if self.cwd is not None:
             try:
-                os.fspath(self.cwd)
+                path = os.fspath(self.cwd)
             except TypeError:
                 wrong_type(place("cwd"), "a path", self.cwd)
+            _check_text(place("cwd"), path)
         _check_url(place("base_url"), self.base_url, "a URL such as 'http://127.0.0.1:${PORT}'")
         if self.check is not None:
             expected = "a path such as '/health', a URL of http, or None"

@@ -70,16 +70,15 @@ class PlayedModels:
         return frozenset(self._running)
 
     def kill(self, name: str) -> None:
-        """End a model's server as ``kill -9`` would.
+        """End a model's server as ``kill -9`` would. The router hears of it in this step.
 
         Raises:
           LookupError: it doesn't run.
         """
         if name not in self._running:
-            raise LookupError(
-                f"model {name!r} doesn't run (those that do: {', '.join(sorted(self._running)) or 'none'})"
-            )
-        self._made[name].killed.set()
+            those = ", ".join(sorted(self._running)) or "none"
+            raise LookupError(f"model {name!r} doesn't run (those that do: {those})")
+        self._made[name].die()
 
     def is_killed(self, name: str) -> bool:
         """Whether the model's present server, or its last one, was killed."""
@@ -115,11 +114,20 @@ class PlayedModel(ModelProcess):
         self.killed = trio.Event()
         """It is to end as ``kill -9`` would end it."""
 
+    def die(self) -> None:
+        """End as ``kill -9`` would end it."""
+        self.killed.set()
+        if self.state is ModelState.READY:
+            self.crashed(ModelCrashed, "it was killed by SIGKILL while it was ready", -9)
+        elif self.state is ModelState.STARTING:
+            self.crashed(ModelStartFailed, "it was killed by SIGKILL while it was starting", -9)
+
     async def _serve(self) -> None:
         """Play one process, from its start until nothing is left of it. Always a checkpoint."""
         models, name = self._models, self.config.name
         self.killed = trio.Event()
         models.comes(name)
+        self._first_line = self._output.count
         self._pid = next(models.pids)
         try:
             if await self._lasts(models.load) and self.state is ModelState.STARTING:
@@ -128,13 +136,7 @@ class PlayedModel(ModelProcess):
                     return
                 self.answered(f"http://{name}.test")
                 await self._lasts(math.inf)
-            if self.killed.is_set() and not self._stop_asked.is_set():
-                when = "starting" if self.state is ModelState.STARTING else "ready"
-                self.crashed(
-                    ModelStartFailed if when == "starting" else ModelCrashed,
-                    f"it was killed by SIGKILL while it was {when}",
-                    -9,
-                )
+            if self.killed.is_set():
                 with trio.CancelScope(shield=True):
                     await trio.sleep(models.clearing)
         finally:
