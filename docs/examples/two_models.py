@@ -8,7 +8,8 @@ import trio
 from trio_mlxgate import Priority
 from trio_mlxgate.models import LeaseProgress, ModelConfig, ModelRouter, RouterConfig
 
-# The embedded server, which is an echo. Yours: "mlx_lm.server --model mlx-community/Qwen3-8B-4bit --port ${PORT}".
+# The embedded server, which is an echo. Yours: "mlx_lm.server --model mlx-community/Qwen3-8B-4bit --port ${PORT}", and
+# warm_up=True beside it.
 SERVER = [sys.executable, "-m", "trio_mlxgate", "echo-server", "--port", "${PORT}", "--service-time", "0.05"]
 
 CONFIG = RouterConfig(

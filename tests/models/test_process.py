@@ -432,3 +432,38 @@ async def test_an_on_change_that_fails_harms_nobody(caplog: pytest.LogCaptureFix
     async with ModelProcess(config(server()), on_change=fail) as process:
         await process.ensure_ready()
     assert "the on_change of model 'tiny' failed" in caplog.text
+
+
+# ---- a first token before it is ready ----
+
+
+async def status_of(base_url: str) -> dict[str, Any]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        status: dict[str, Any] = (await client.get(f"{base_url}/status")).json()
+        return status
+
+
+async def test_warm_up_asks_for_a_token_before_the_model_is_ready() -> None:
+    async with ModelProcess(config([*ECHO[:-1], "0.5"], warm_up=True)) as process:
+        start = time.monotonic()
+        base_url = await process.ensure_ready()
+        assert time.monotonic() - start >= 0.5
+        assert (await status_of(base_url))["completed"] == 1
+    async with ModelProcess(config(ECHO)) as process:
+        assert (await status_of(await process.ensure_ready()))["completed"] == 0
+
+
+async def test_a_warm_up_that_is_refused_is_told_and_so_is_one_that_takes_too_long() -> None:
+    async with ModelProcess(config(ECHO, warm_up={"messages": "none"}, start_timeout=2.0)) as process:
+        with pytest.raises(
+            ModelStartTooSlow, match=r"asked for a first token \(warm_up\), the status of its answer is 4"
+        ):
+            await process.ensure_ready()
+    async with ModelProcess(config([*ECHO[:-1], "30"], warm_up=True, start_timeout=2.0)) as process:
+        with pytest.raises(ModelStartTooSlow, match=r"at the last look it had not given a first token \(warm_up\)"):
+            await process.ensure_ready()
+
+
+async def test_warm_up_serves_without_a_check() -> None:
+    async with ModelProcess(config(ECHO, check=None, warm_up=True)) as process:
+        assert (await status_of(await process.ensure_ready()))["completed"] == 1

@@ -37,6 +37,9 @@ def config(**settings: Any) -> ProcessConfig:
         ({"stop_grace": math.inf}, ValueError, "models.qwen.stop_grace: expected seconds >= 0, got inf"),
         ({"stop_grace": None}, TypeError, "models.qwen.stop_grace: expected seconds >= 0, got None"),
         ({"name": ""}, ValueError, "models: expected names of models that are not empty"),
+        ({"warm_up": "yes"}, TypeError, "models.qwen.warm_up: expected True, False, or the body of a request"),
+        ({"warm_up": {"max_tokens": math.nan}}, ValueError, "models.qwen.warm_up: expected True, False, or the body"),
+        ({"warm_up": {1, 2}}, TypeError, "models.qwen.warm_up: expected True, False, or the body of a request"),
         ({"cwd": "a\0b"}, ValueError, "models.qwen.cwd: expected a string without a null character"),
         ({"cwd": "\ud800"}, ValueError, "models.qwen.cwd: expected text that the system can encode"),
         (
@@ -190,3 +193,12 @@ def test_a_port_that_somebody_listens_on_is_passed_over(address: str) -> None:
 def test_bad_pools(bad: tuple[Any, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=r"first|last"):
         PortPool(*bad)
+
+
+def test_where_the_first_request_goes() -> None:
+    assert config().first_request is None
+    assert config(warm_up=False).first_request is None
+    assert config(warm_up={"prompt": "x"}).first_request == b'{"prompt": "x"}'
+    assert config(warm_up=True).warm_up_url(5800) == "http://127.0.0.1:5800/v1/chat/completions"
+    own = config(warm_up=True, base_url="http://127.0.0.1:${PORT}/v1/", check="/models")
+    assert own.warm_up_url(5800) == "http://127.0.0.1:5800/v1/chat/completions"

@@ -739,7 +739,7 @@ async def test_unload_takes_names(autojump_clock: MockClock) -> None:
 async def test_a_lease_of_a_task_that_has_ended_is_taken_back(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with router(Servers(), model("a", limit=1), "b") as routed:
+    async with router(Servers(), model("a", limit=1), "b") as routed, trio.open_nursery() as nursery:
         kept: list[Any] = []
 
         async def forgets() -> None:
@@ -748,8 +748,8 @@ async def test_a_lease_of_a_task_that_has_ended_is_taken_back(
             await lease.__aenter__()
 
         with caplog.at_level(logging.ERROR, logger="trio_mlxgate.models"):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(forgets, name="forgetful")
+            nursery.start_soon(forgets, name="forgetful")
+            await trio.sleep(10.0)
         assert [record.getMessage() for record in caplog.records] == [
             "task 'forgetful' has ended without leaving its lease of model 'a'; use async with"
         ]
@@ -907,9 +907,12 @@ async def test_what_ends_the_program_comes_out_of_the_router_if_it_struck_in_a_c
             scope.cancel()
             await trio.sleep(1.0)
 
-    with pytest.raises(BaseExceptionGroup) as caught:
+    struck = False
+    try:
         await main()
-    assert caught.group_contains(SystemExit)
+    except* SystemExit:
+        struck = True
+    assert struck
 
 
 async def test_what_ends_the_program_in_on_progress_loses_no_slot(autojump_clock: MockClock) -> None:

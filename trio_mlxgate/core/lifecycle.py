@@ -31,7 +31,7 @@ class ModelState(enum.Enum):
     """It did not come up, or crashed too often. It has no process that serves, and gets none until it is asked for."""
 
     SHUT_DOWN = "shut down"
-    """It has no process and never gets one again."""
+    """It has no process, unless one hangs in the system, and never gets one again."""
 
     @property
     def may_hold_memory(self) -> bool:

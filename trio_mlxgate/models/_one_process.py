@@ -155,17 +155,24 @@ class OneProcess:
         """Look whether it is ready, then whether it is well, until it isn't. Always a checkpoint."""
         await trio.lowlevel.checkpoint()
         config, url = self._config, self._config.check_url(self._port)
-        if url is None:
-            self._answered(server)
-            await trio.sleep_forever()
         started, problem = trio.current_time(), ""
         with trio.move_on_at(started + config.start_timeout):
-            while problem := await look(url, config.check_timeout):  # noqa: ASYNC110 - it can only be asked
+            await trio.lowlevel.checkpoint()
+            while url is not None and (problem := await look(url, config.check_timeout)):  # noqa: ASYNC110 - as it is
                 await trio.sleep_until(next_look(started, trio.current_time()))
+            if config.first_request is not None:
+                problem = "it had not given a first token (warm_up)"
+                where = config.warm_up_url(self._port)
+                while found := await look(where, config.start_timeout, config.first_request):
+                    problem = f"asked for a first token (warm_up), {found}"
+                    await trio.sleep_until(next_look(started, trio.current_time()))
+                problem = ""
             self._answered(server)
         if problem or self._owner.state is ModelState.STARTING:
             told = f"; at the last look {problem}" if problem else ""
             return _End("late", f"it was not ready within {config.start_timeout:g} s (start_timeout){told}")
+        if url is None:
+            await trio.sleep_forever()
         pulse = Pulse(trio.current_time(), config.silence_limit)
         while True:
             await trio.sleep(config.health_interval)

@@ -1,4 +1,4 @@
-"""One look at a server's check endpoint: is the answer 200?"""
+"""One look at a server's check endpoint, or one first request to its model: is the answer 200?"""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import trio
 _RECEIVE_SIZE: Final = 4096
 
 
-async def look(url: str, limit: float) -> str:
-    """GET ``url``. Returns "" if the status is 200, else what was wrong, for people. Always a checkpoint.
+async def look(url: str, limit: float, body: bytes | None = None) -> str:
+    """GET ``url``, or POST it with a body of JSON. Returns "" if the status is 200, else what was wrong, for people.
 
-    Takes ``limit`` seconds at most, and raises nothing of what the server does. By hand and not with httpx: while a
-    server starts there are many looks, and each is one connection that is closed after the first line of the answer.
+    Always a checkpoint. Takes ``limit`` seconds at most, and raises nothing of what the server does. By hand and not
+    with httpx: while a server starts there are many looks, and each is one connection that is closed after the first
+    line of the answer; after a POST when all of the answer has come, since many servers stop working else.
     """
     where = urlsplit(url)
     assert where.hostname is not None
@@ -25,7 +26,7 @@ async def look(url: str, limit: float) -> str:
     with trio.move_on_after(limit):
         await trio.lowlevel.checkpoint()
         try:
-            problem = await _exchange(where.hostname, port, where.netloc.rpartition("@")[2], target)
+            problem = await _exchange(where.hostname, port, where.netloc.rpartition("@")[2], target, body)
         except (OSError, trio.BrokenResourceError) as error:
             problem = _said(error)
         except h11.RemoteProtocolError as error:
@@ -33,20 +34,30 @@ async def look(url: str, limit: float) -> str:
     return problem
 
 
-async def _exchange(host: str, port: int, name: str, target: str) -> str:
-    """Send the request, and read the first line of the answer. Always a checkpoint."""
+async def _exchange(host: str, port: int, name: str, target: str, body: bytes | None) -> str:
+    """Send the request, and read what is wanted of the answer. Always a checkpoint."""
     client = h11.Connection(h11.CLIENT)
     headers = [("host", name), ("accept", "*/*"), ("user-agent", "trio-mlxgate"), ("connection", "close")]
-    request = h11.Request(method="GET", target=target, headers=headers)
+    if body is not None:
+        headers += [("content-type", "application/json"), ("content-length", str(len(body)))]
+    request = h11.Request(method="GET" if body is None else "POST", target=target, headers=headers)
     stream = await trio.open_tcp_stream(host, port)
     try:
-        await stream.send_all((client.send(request) or b"") + (client.send(h11.EndOfMessage()) or b""))
+        sent = client.send(request) or b""
+        if body is not None:
+            sent += client.send(h11.Data(data=body)) or b""
+        await stream.send_all(sent + (client.send(h11.EndOfMessage()) or b""))
         while True:  # noqa: ASYNC913 - each turn that doesn't wait has an event, or ends it
             event = client.next_event()
             if event is h11.NEED_DATA:
                 client.receive_data(await stream.receive_some(_RECEIVE_SIZE))
             elif isinstance(event, h11.Response):
-                return "" if event.status_code == 200 else f"the status of its answer is {event.status_code}"
+                if event.status_code != 200:
+                    return f"the status of its answer is {event.status_code}"
+                if body is None:
+                    return ""
+            elif isinstance(event, h11.EndOfMessage):
+                return ""
             elif isinstance(event, h11.ConnectionClosed):
                 return "it closed the connection without an answer"
     finally:

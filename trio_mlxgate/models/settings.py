@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from trio_mlxgate.core.backoff import DEFAULT_RESTARTS, RestartSettings
 
 _LONGEST: Final = 1e300
 _LONGEST_SHOWN: Final = 60
+_WARM_UP: Final = MappingProxyType({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
 _PLACEHOLDER: Final = re.compile(r"(\$?)\$\{(\w+)\}")
 
 
@@ -171,6 +173,21 @@ def _given(place: str, value: object) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+def _first_request(place: str, wanted: object) -> bytes | None:
+    """The body of the first request, or None."""
+    expected = "True, False, or the body of a request, such as {'messages': [...], 'max_tokens': 1}"
+    if isinstance(wanted, bool):
+        wanted = _WARM_UP if wanted else None
+    if wanted is None:
+        return None
+    if not isinstance(wanted, Mapping):
+        wrong_type(place, expected, wanted)
+    try:
+        return json.dumps(dict(wanted), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: expected {expected}: {error}") from None
+
+
 @attrs.frozen(kw_only=True)
 class ProcessConfig:
     """How a model's server is run.
@@ -201,8 +218,13 @@ class ProcessConfig:
     """What is asked to see whether it is ready, which it is when the status is 200: a path at ``base_url``, or a URL.
     None: it is ready as soon as it runs."""
 
+    warm_up: bool | Mapping[str, Any] = attrs.field(default=False)
+    """Whether its model is asked for one token before it counts as ready: for servers that answer the check before the
+    model is loaded, as mlx_lm.server does. A mapping is the body of that request, which is posted to
+    ``/v1/chat/completions``."""
+
     start_timeout: float = attrs.field(default=120.0, validator=_seconds(above_0=True))
-    """Seconds that it may take to become ready."""
+    """Seconds that it may take to become ready, ``warm_up`` included."""
 
     check_timeout: float = attrs.field(default=2.0, validator=_seconds(above_0=True, finite=True))
     """Seconds that the answer to one look may take."""
@@ -228,6 +250,9 @@ class ProcessConfig:
 
     words: tuple[str, ...] = attrs.field(init=False, repr=False)
     """``command``, split."""
+
+    first_request: bytes | None = attrs.field(init=False, repr=False)
+    """The body of the request of ``warm_up``; None: there is none."""
 
     stop_words: tuple[str, ...] = attrs.field(init=False, repr=False)
     """``cmd_stop``, split; empty if there is none."""
@@ -255,6 +280,7 @@ class ProcessConfig:
             check: object = self.check
             is_path = isinstance(check, str) and check.startswith("/")
             _check_url(place("check"), f"{self.base_url}{check}" if is_path else check, expected)
+        object.__setattr__(self, "first_request", _first_request(place("warm_up"), self.warm_up))
         check_whole(place("output_lines"), self.output_lines, least=1)
         if not isinstance(self.restarts, RestartSettings):
             wrong_type(place("restarts"), "RestartSettings", self.restarts)
@@ -285,6 +311,11 @@ class ProcessConfig:
     def url(self, port: int) -> str:
         """``base_url``, with this port."""
         return filled(self.base_url, {"PORT": port}).rstrip("/")
+
+    def warm_up_url(self, port: int) -> str:
+        """Where the request of ``warm_up`` goes, with this port."""
+        url = self.url(port)
+        return f"{url}/chat/completions" if url.endswith("/v1") else f"{url}/v1/chat/completions"
 
     def check_url(self, port: int) -> str | None:
         """What is asked, with this port."""
