@@ -448,9 +448,9 @@ async def test_warm_up_asks_for_a_token_before_the_model_is_ready() -> None:
         start = time.monotonic()
         base_url = await process.ensure_ready()
         assert time.monotonic() - start >= 0.5
-        assert (await status_of(base_url))["completed"] == 1
+        assert (await status_of(base_url))["total_requests"] == 1
     async with ModelProcess(config(ECHO)) as process:
-        assert (await status_of(await process.ensure_ready()))["completed"] == 0
+        assert (await status_of(await process.ensure_ready()))["total_requests"] == 0
 
 
 async def test_a_warm_up_that_is_refused_is_told_and_so_is_one_that_takes_too_long() -> None:
@@ -466,4 +466,4 @@ async def test_a_warm_up_that_is_refused_is_told_and_so_is_one_that_takes_too_lo
 
 async def test_warm_up_serves_without_a_check() -> None:
     async with ModelProcess(config(ECHO, check=None, warm_up=True)) as process:
-        assert (await status_of(await process.ensure_ready()))["completed"] == 1
+        assert (await status_of(await process.ensure_ready()))["total_requests"] == 1
