@@ -27,6 +27,11 @@ _ADVICE: Final = (
     "from the grant of the slot, max_wait=SECONDS limits the queue alone (around a client: 'with use_options(...):'). "
     "If one deadline for both is what you mean, say outer_deadline='allow'"
 )
+_ADVICE_ON_LEASES: Final = (
+    ": the wait, and the load of the model, use up the time that is meant for the work. Put the time limit inside: "
+    "hold_timeout=SECONDS counts from the grant, max_wait=SECONDS limits the wait alone. If one deadline for all of it "
+    "is what you mean, say outer_deadline='allow'"
+)
 
 
 class OuterDeadlineWarning(RuntimeWarning):
@@ -47,12 +52,18 @@ def check_outer_deadline(policy: object) -> OuterDeadline:
 class OuterDeadlines:
     """What one gate knows of the deadlines around its waits.
 
+    Args:
+      gate_name: the gate's name.
+      policy: what to do about one.
+      lease: what is waited for, if it is no slot of a gate.
+
     Raises:
       ValueError: ``policy`` isn't one.
     """
 
-    def __init__(self, gate_name: str, policy: OuterDeadline) -> None:
-        self._gate_name = gate_name
+    def __init__(self, gate_name: str, policy: OuterDeadline, lease: str = "") -> None:
+        self._waits_for = lease or f"its slot of gate {gate_name!r}"
+        self._advice = _ADVICE_ON_LEASES if lease else _ADVICE
         self._policy: OuterDeadline = check_outer_deadline(policy)
         self._reported: set[tuple[str, int]] = set()
         self._close_looks = 0
@@ -71,8 +82,8 @@ class OuterDeadlines:
         It is a warning with ``"raise"``, too: nobody would get the error.
         """
         if (policy or self._policy) != "allow":
-            what = "a timeout of the caller has cancelled this call while it waited for its slot"
-            self._warn(call_site(runtime), f"{what} of gate {self._gate_name!r}")
+            what = "a timeout of the caller has cancelled this call while it waited for"
+            self._warn(call_site(runtime), f"{what} {self._waits_for}")
 
     def look(self, policy: OuterDeadline | None, runtime: Runtime) -> None:
         """Report a finite deadline around the current call, if there is one; None: as the gate's policy says.
@@ -95,15 +106,15 @@ class OuterDeadlines:
         site = call_site(runtime)
         what = (
             f"a deadline of the caller, which ends in {deadline - runtime.clock():.3g} s, runs while this call waits "
-            f"for its slot of gate {self._gate_name!r}"
+            f"for {self._waits_for}"
         )
         if policy == "raise":
             file, line = site
-            raise RuntimeError(f"{file}:{line}: {what}{_ADVICE}")
+            raise RuntimeError(f"{file}:{line}: {what}{self._advice}")
         self._warn(site, what)
 
     def _warn(self, site: tuple[str, int], what: str) -> None:
         if site not in self._reported:
-            warnings.warn_explicit(what + _ADVICE, OuterDeadlineWarning, *site)
+            warnings.warn_explicit(what + self._advice, OuterDeadlineWarning, *site)
             # Not before: who makes errors of warnings is told each time.
             self._reported.add(site)

@@ -1,4 +1,4 @@
-"""Two models, and memory for one: six requests for either come at once, and one model is stopped once."""
+"""Two models, and memory for one: twelve requests come at once, then a person. A model is stopped once or twice."""
 
 import sys
 

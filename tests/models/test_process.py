@@ -467,3 +467,35 @@ async def test_a_warm_up_that_is_refused_is_told_and_so_is_one_that_takes_too_lo
 async def test_warm_up_serves_without_a_check() -> None:
     async with ModelProcess(config(ECHO, check=None, warm_up=True)) as process:
         assert (await status_of(await process.ensure_ready()))["total_requests"] == 1
+
+
+async def test_somebody_else_at_its_address_is_not_taken_for_it() -> None:
+    async with ModelProcess(config(server())) as other:
+        url = await other.ensure_ready()
+        port = url.rpartition(":")[2]
+        fixed = [*server()[:-1], port]
+        async with ModelProcess(config(fixed, base_url=url)) as process:
+            with pytest.raises(ModelStartFailed, match=f"somebody listens at {url} already"):
+                await process.ensure_ready()
+            await other.stop()
+            await process.stop()
+            assert await process.ensure_ready() == url
+
+
+async def test_a_start_that_fails_says_what_to_look_at() -> None:
+    async with ModelProcess(config(server(), check="/v1/health", start_timeout=0.5)) as process:
+        with pytest.raises(ModelStartTooSlow, match=r"answer is 404 \(http.*/v1/health\); check= names"):
+            await process.ensure_ready()
+    async with ModelProcess(config(server(), cwd="/nowhere/at/all")) as process:
+        with pytest.raises(ModelStartFailed, match=r"its folder can't be entered \(cwd\): .*'/nowhere/at/all'"):
+            await process.ensure_ready()
+    async with ModelProcess(config([*server()[:4], "pass", "${PORT}"])) as process:
+        with pytest.raises(ModelStartFailed, match=r"status 0 while it was starting; one that goes into the b"):
+            await process.ensure_ready()
+    async with (
+        ModelProcess(config(server()), ports=PortPool(5899, 5899)) as first,
+        ModelProcess(config(server()), ports=PortPool(5899, 5899)) as second,
+    ):
+        await first.ensure_ready()
+        with pytest.raises(ModelStartFailed, match=r"could not be started: no port from 5899 to 5899 is free"):
+            await second.ensure_ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from functools import partial
@@ -349,7 +350,7 @@ async def test_bad_arguments_are_told_at_once() -> None:
         routed.lease("a", supersede=[])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="outer_deadline must be 'warn', 'raise' or 'allow'"):
         routed.lease("a", outer_deadline="never")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="on_progress must be a function"):
+    with pytest.raises(TypeError, match="on_progress must be a plain function"):
         routed.lease("a", on_progress=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="priority"):
         routed.lease("a", "high")  # type: ignore[arg-type]
@@ -367,7 +368,10 @@ async def test_a_deadline_around_the_wait_is_reported(autojump_clock: MockClock)
 
     async with router(Servers()) as routed:
         log = Log()
-        with trio.move_on_after(30.0), pytest.warns(OuterDeadlineWarning, match="slot of gate 'a'"):
+        with (
+            trio.move_on_after(30.0),
+            pytest.warns(OuterDeadlineWarning, match="for a lease of model 'a': the wait, and"),
+        ):
             await use(routed, log, "a", "a")
         with trio.move_on_after(30.0):
             await use(routed, log, "a", "a", outer_deadline="allow")
@@ -391,6 +395,22 @@ async def test_a_task_does_not_wait_for_itself(autojump_clock: MockClock) -> Non
             assert log.lines[-1][1] == "-child"
         await use(routed, log, "later", "a")
         await use(routed, log, "later", "b")
+
+
+async def test_a_child_that_waits_for_the_task_above_it_is_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with router(Servers(), model("a", limit=1), "b") as routed, routed.lease("a"):
+        for name in ("a", "b"):
+            caplog.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(use, routed, Log(), "child", name))  # noqa: ASYNC112 - it is about a child
+                await trio.sleep(10.0)
+                nursery.cancel_scope.cancel()
+            lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            assert len(lines) == 1
+            assert lines[0].startswith(f"a lease of model {name!r} waits for what the task ")
+            assert "test_router.py:" in lines[0]
 
 
 async def test_models_that_may_be_together_are_leased_together(autojump_clock: MockClock) -> None:
@@ -716,6 +736,26 @@ async def test_an_error_of_the_block_comes_out_bare(autojump_clock: MockClock) -
     with pytest.raises(ZeroDivisionError):
         await block()
     assert servers.running == set()
+
+
+def test_asyncio_is_told_so() -> None:
+    async def main() -> None:
+        async with router(Servers()):
+            raise AssertionError("it can't work")
+
+    with pytest.raises(RuntimeError, match="ModelRouter works under trio alone"):
+        asyncio.run(main())
+
+
+async def test_a_thread_is_told_so(autojump_clock: MockClock) -> None:
+    async with router(Servers()) as routed:
+
+        def work() -> None:
+            with routed.lease_nowait("a"):
+                raise AssertionError("it can't work")
+
+        with pytest.raises(RuntimeError, match="asked by tasks of the trio run that runs it, not by threads"):
+            await trio.to_thread.run_sync(work)
 
 
 async def test_another_run_is_told_so(autojump_clock: MockClock) -> None:

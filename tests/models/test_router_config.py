@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -14,6 +14,9 @@ from trio_mlxgate.core.groups import Groups
 from trio_mlxgate.core.matrix import Matrix
 from trio_mlxgate.core.set_expressions import SetExpressionError
 from trio_mlxgate.models import Group, ModelConfig, RouterConfig, SwapOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def model(name: str = "qwen", **settings: Any) -> ModelConfig:
@@ -150,3 +153,16 @@ def test_whatever_stands_there_is_taken_or_refused_with_its_place(value: Any) ->
             model(**{field: value})
         except (TypeError, ValueError) as error:
             assert str(error).startswith(f"models.qwen.{field}: expected ")  # noqa: PT017 - most are taken
+
+
+def test_servers_that_may_be_there_together_have_addresses_of_their_own() -> None:
+    fixed = {"command": "serve --port 8080", "base_url": "http://127.0.0.1:8080"}
+    models = [model("a", **fixed), model("b", **{**fixed, "base_url": "http://127.0.0.1:8080/"}), model("c")]
+    RouterConfig(models=models)  # one at a time: why not
+    RouterConfig(models=models, pinned=["a"])
+    with pytest.raises(ValueError, match=r"models\.b\.base_url: expected one of its own, .* that of 'a' too"):
+        RouterConfig(models=models, sets={"s": "a & b"})
+
+
+def test_a_command_may_have_paths_in_it(tmp_path: Path) -> None:
+    assert model(command=[tmp_path / "serve", "${PORT}"]).words == (str(tmp_path / "serve"), "${PORT}")

@@ -31,20 +31,23 @@ class RunInBlock:
         raise NotImplementedError
 
     def _begin_to_run(self) -> None:
-        """It is to be run now. Raises RuntimeError if that is not the first time."""
-        if self._entered:
-            raise RuntimeError(self._run_once())
+        """It is to be run now. Raises RuntimeError if that is not the first time, or not in trio."""
+        self._check_first_run()
         self._entered = True
 
+    def _check_first_run(self) -> None:
+        if self._entered:
+            raise RuntimeError(self._run_once())
+        if not trio.lowlevel.in_trio_run():
+            raise RuntimeError(f"{type(self).__name__} works under trio alone: run it inside of trio.run()")
+
     async def __aenter__(self) -> Self:
-        """Begin to run it. Always a checkpoint.
+        """Begin to run it. Always a checkpoint, unless it raises RuntimeError.
 
         Raises:
-          RuntimeError: it runs already, or did: each is run once.
+          RuntimeError: it runs already, or did: each is run once; or this is not in trio.
         """
-        if self._entered:
-            await trio.lowlevel.checkpoint()
-            raise RuntimeError(self._run_once())
+        self._check_first_run()
         self._manager = trio.open_nursery()
         nursery = self._own_nursery = await self._manager.__aenter__()
         try:

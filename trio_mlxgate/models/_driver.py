@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from trio_mlxgate.call_sites import call_site
 from trio_mlxgate.core.lifecycle import ModelEvent, ModelState
 from trio_mlxgate.core.swap import SwapScheduler
 from trio_mlxgate.core.swap_effects import (
@@ -27,6 +28,7 @@ from trio_mlxgate.core.swap_effects import (
     StartSwap,
     StopModel,
 )
+from trio_mlxgate.core.ticket import WAITING
 from trio_mlxgate.errors import PlanRefused
 from trio_mlxgate.models._router_errors import SHUT, refusal
 from trio_mlxgate.models._served import Asker, LeaseStage, Life, Served, Unload
@@ -78,7 +80,7 @@ class SwapDriver:
 
         return Served(
             config,
-            OuterDeadlines(config.name, outer_deadline),
+            OuterDeadlines(config.name, outer_deadline, f"a lease of model {config.name!r}"),
             process(config, ports=ports, on_change=changed, restarts=False),
         )
 
@@ -126,7 +128,11 @@ class SwapDriver:
             raise RuntimeError(
                 "nobody runs this router: use it inside 'async with router', or nursery.start(router.run)"
             )
-        if self._runtime.token is not trio.lowlevel.current_trio_token():
+        try:
+            here = trio.lowlevel.current_trio_token()
+        except RuntimeError:
+            raise RuntimeError("a router is asked by tasks of the trio run that runs it, not by threads") from None
+        if self._runtime.token is not here:
             raise RuntimeError("this router is run by another trio run: give each run one of its own")
 
     def now(self) -> float:
@@ -144,7 +150,7 @@ class SwapDriver:
         if lease.model in held:
             raise RuntimeError(
                 f"this task holds a lease of model {lease.model!r} already; to wait for another might be "
-                "to wait for itself. Use the one that it has, or start a child task"
+                "to wait for itself. Use the one that it has"
             )
         in_the_way = self._in_the_way(lease.model, held)
         if in_the_way:
@@ -176,6 +182,24 @@ class SwapDriver:
         if self._acting:
             raise RuntimeError("on_progress must not ask for a lease itself: tell a task of yours to do so")
         self._happens(self._scheduler.on_request, lease, trio.current_time(), nowait=nowait)
+        if lease.state is WAITING and self._owners:
+            self._look_above(lease)
+
+    def _look_above(self, lease: Asker) -> None:
+        """Tell it if a lease waits for one that a task above holds: if that one's block can't end before, both hang."""
+        runtime = self._runtime
+        assert runtime is not None
+        for above in runtime.above(trio.lowlevel.current_task()):
+            held = [each.model for each in self._owners.get(above, ())]
+            full = lease.model in held and held.count(lease.model) >= self.served[lease.model].config.options.slots
+            if full or self._in_the_way(lease.model, held):
+                file, line = call_site(runtime)
+                _logger.warning(
+                    "a lease of model %r waits for what the task %r above it holds (%s:%d): if that one's block "
+                    "waits for this task, both wait for ever",
+                    *(lease.model, above.name, file, line),
+                )
+                return
 
     def cancelled(self, lease: Asker) -> None:
         """Nobody waits for a lease any more, or it was granted and nobody came for it."""
@@ -371,7 +395,8 @@ class SwapDriver:
         elif change.before is ModelState.READY and served.life is not None:
             life, served.life = served.life, None
             served.dead = life
-            name, reason, retry_at = change.model, change.reason, served.process.retry_at
+            name, reason = change.model, change.reason
+            retry_at, next_start = served.process.retry_at, served.process.next_start
             asked_for = change.event is ModelEvent.STOP
 
             def error() -> ModelError:
@@ -381,7 +406,7 @@ class SwapDriver:
                 if asked_for:
                     return ModelUnloaded(f"model {name!r} was stopped while it was in use", model=name, output=output)
                 told = f"model {name!r}: {reason}"
-                retry_after = max(0.0, retry_at - trio.current_time())
+                retry_after = max(0.0, next_start - trio.current_time())
                 return ModelCrashed(
                     told, model=name, retry_after=retry_after, output=output, exit_status=change.exit_status
                 )

@@ -169,7 +169,10 @@ class OneProcess:
                 problem = ""
             self._answered(server)
         if problem or self._owner.state is ModelState.STARTING:
-            told = f"; at the last look {problem}" if problem else ""
+            told = ""
+            if problem:
+                told = f"; at the last look {problem}" + (f" ({url})" if url else "")
+                told += "; check= names another path" if problem.endswith("404") else ""
             return _End("late", f"it was not ready within {config.start_timeout:g} s (start_timeout){told}")
         if url is None:
             await trio.sleep_forever()
@@ -201,6 +204,8 @@ class OneProcess:
         else:
             how = f"it ended with status {status}"
         when = "while it was starting" if self._owner.state is ModelState.STARTING else "while it was ready"
+        if status == 0 and self._owner.state is ModelState.STARTING:
+            when += "; one that goes into the background has to be told to stay in the foreground"
         kind = ModelStartFailed if self._owner.state is ModelState.STARTING else ModelCrashed
         self._owner.crashed(kind, f"{how} {when}", status)
 

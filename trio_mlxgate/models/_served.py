@@ -79,6 +79,11 @@ class ServerProcess(Protocol):
         ...
 
     @property
+    def next_start(self) -> float:
+        """Before that it is not started, since it has just crashed; a time that has passed, or -inf: it may be."""
+        ...
+
+    @property
     def first_line(self) -> int:
         """The number of the first line of output of its process, or of the last one it had."""
         ...

@@ -34,6 +34,21 @@ async def look(url: str, limit: float, body: bytes | None = None) -> str:
     return problem
 
 
+async def listens(url: str, limit: float = 0.5) -> bool:
+    """Whether somebody accepts connections there, within ``limit`` seconds. Always a checkpoint."""
+    where = urlsplit(url)
+    assert where.hostname is not None
+    with trio.move_on_after(limit):
+        await trio.lowlevel.checkpoint()
+        try:
+            stream = await trio.open_tcp_stream(where.hostname, where.port or 80)
+        except OSError:
+            return False
+        stream.socket.close()
+        return True
+    return False
+
+
 async def _exchange(host: str, port: int, name: str, target: str, body: bytes | None) -> str:
     """Send the request, and read what is wanted of the answer. Always a checkpoint."""
     client = h11.Connection(h11.CLIENT)

@@ -94,6 +94,8 @@ class GuardedProcess:
             try:
                 await self._start()
             except (OSError, ValueError) as error:
+                if self._cwd is not None and isinstance(error, OSError) and error.filename == self._cwd:
+                    raise NotStarted(f"its folder can't be entered (cwd): {error.strerror}: {self._cwd!r}") from error
                 raise NotStarted(str(error)) from error
             with trio.move_on_after(_BEGINNING):
                 await self._wait_begun()

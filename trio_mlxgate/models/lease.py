@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Final, Self
 
@@ -14,6 +15,7 @@ from trio_mlxgate.core.checks import check_seconds
 from trio_mlxgate.core.ticket import GRANTED, WAITING, TicketState
 from trio_mlxgate.models._lost import is_lost_connection
 from trio_mlxgate.models._served import Asker, LeaseStage as LeaseStage
+from trio_mlxgate.models.settings import shown
 from trio_mlxgate.outer_deadline import check_outer_deadline
 
 if TYPE_CHECKING:
@@ -71,13 +73,14 @@ class Lease(Asker):
         # Callers without a type checker may give anything.
         name: object = model
         if not isinstance(name, str):
-            raise TypeError(f"model must be the name of a model, a string, not {model!r}")
+            raise TypeError(f"model must be the name of a model, a string, not {shown(model)}")
         check_seconds("hold_timeout", hold_timeout)
         check_seconds("max_wait", max_wait)
         if outer_deadline is not None:
             check_outer_deadline(outer_deadline)
-        if on_progress is not None and not callable(on_progress):
-            raise TypeError(f"on_progress must be a function of one LeaseProgress, not {on_progress!r}")
+        watcher: object = on_progress
+        if watcher is not None and (not callable(watcher) or inspect.iscoroutinefunction(watcher)):
+            raise TypeError(f"on_progress must be a plain function of one LeaseProgress, not {on_progress!r}")
         super().__init__(
             model,
             priority,

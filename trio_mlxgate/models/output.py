@@ -64,7 +64,7 @@ class Output:
         """Whether nothing more will come."""
         return self._closed
 
-    def tail(self, most: int, *, since: int = 0) -> tuple[str, ...]:
+    def tail(self, most: int = 20, *, since: int = 0) -> tuple[str, ...]:
         """The last lines, ``most`` at most, none before number ``since``; an unfinished one is among them."""
         lines = [*self._kept, *([self._text(self._begun)] if self._begun else [])]
         written = self._count + bool(self._begun)

@@ -18,11 +18,12 @@ from trio_mlxgate.models._blocks import RunInBlock
 from trio_mlxgate.models._one_process import OneProcess
 from trio_mlxgate.models._remains import Remains
 from trio_mlxgate.models._start import Failure, Start
+from trio_mlxgate.models.checking import listens
 from trio_mlxgate.models.errors import ModelCrashed, ModelNotStopped, ModelStartFailed, ModelUnloaded
 from trio_mlxgate.models.guarded import NotStarted
 from trio_mlxgate.models.output import Output
 from trio_mlxgate.models.ports import NoFreePort, PortPool, current_port_pool
-from trio_mlxgate.models.settings import ProcessConfig, filled
+from trio_mlxgate.models.settings import ProcessConfig, filled, needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +117,11 @@ class ModelProcess(RunInBlock):
     def retry_at(self) -> float:
         """Until when nobody gets it, since it has failed too often; -inf: it may be had."""
         return self._failure.at if self._failure is not None and self.state is ModelState.FAILED else -math.inf
+
+    @property
+    def next_start(self) -> float:
+        """Before that it is not started, since it has just crashed; a time that has passed, or -inf: it may be."""
+        return max(self._next_start, self.retry_at)
 
     @property
     def first_line(self) -> int:
@@ -321,6 +327,9 @@ class ModelProcess(RunInBlock):
             try:
                 port = lent.enter_context((self._ports or current_port_pool()).lent()) if config.needs_port else 0
                 env = {**os.environ, **{name: filled(text, {"PORT": port}) for name, text in config.env.items()}}
+                where = config.url(port)
+                if not needs(config.base_url, "PORT") and await listens(where):
+                    raise NotStarted(f"somebody listens at {where} already; end that, or give this one another port")
                 one = OneProcess(
                     self,
                     config,
@@ -339,7 +348,8 @@ class ModelProcess(RunInBlock):
                     self._remains.note(guarded)
             except (NoFreePort, NotStarted) as error:
                 if not self._stop_asked.is_set():
-                    self.crashed(ModelStartFailed, f"it could not be started: {error}", None)
+                    told = error.strerror if isinstance(error, NoFreePort) else error
+                    self.crashed(ModelStartFailed, f"it could not be started: {told}", None)
             finally:
                 self._pid = self._guard_pid = None
                 self._healthy = False

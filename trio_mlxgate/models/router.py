@@ -17,6 +17,7 @@ from trio_mlxgate.models.errors import EvictionFailed
 from trio_mlxgate.models.lease import AsyncLease, SyncLease
 from trio_mlxgate.models.process import ModelProcess
 from trio_mlxgate.models.router_config import RouterConfig
+from trio_mlxgate.models.settings import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -51,7 +52,7 @@ class ModelRouter(RunInBlock):
     def __init__(self, config: RouterConfig, *, process: MakeProcess = ModelProcess) -> None:
         super().__init__()
         if not isinstance(config, RouterConfig):
-            raise TypeError(f"config must be a RouterConfig, not {config!r}")
+            raise TypeError(f"config must be a RouterConfig, not {shown(config)}")
         self.config = config
         """What it was made of."""
         self._driver = SwapDriver(config, process)

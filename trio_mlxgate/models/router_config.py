@@ -12,9 +12,17 @@ import attrs
 from trio_mlxgate.core.groups import Group, Groups
 from trio_mlxgate.core.matrix import Matrix, Ties
 from trio_mlxgate.core.swap_options import ModelOptions, SwapOptions
-from trio_mlxgate.errors import UnknownModel
+from trio_mlxgate.errors import PlanRefused, UnknownModel
 from trio_mlxgate.models._planners import CarefulPlanner, what_is_wrong
-from trio_mlxgate.models.settings import ProcessConfig, check_seconds, check_whole, wrong_type, wrong_value
+from trio_mlxgate.models.settings import (
+    ProcessConfig,
+    check_seconds,
+    check_whole,
+    needs,
+    shown,
+    wrong_type,
+    wrong_value,
+)
 from trio_mlxgate.outer_deadline import OuterDeadline  # noqa: TC001 - attrs looks at it
 from trio_mlxgate.priority import MAX_PRIORITY
 
@@ -142,6 +150,26 @@ class RouterConfig:
             wrong_value("ties", "'usage' or 'definition'", self.ties)
         self._check_ports()
         object.__setattr__(self, "effective_planner", self._planner())
+        self._check_addresses()
+
+    def _check_addresses(self) -> None:
+        """Two servers that may be there together can't listen at one address."""
+        fixed: dict[str, ModelConfig] = {}
+        for model in self.models:
+            if needs(model.base_url, "PORT"):
+                continue
+            other = fixed.setdefault(model.base_url.rstrip("/"), model)
+            if other is not model and self._may_be_together(other.name, model.name):
+                raise ValueError(
+                    f"{model.place('base_url')}: expected one of its own, got {shown(model.base_url)}, which is that "
+                    f"of {other.name!r} too, and the two may be there together"
+                )
+
+    def _may_be_together(self, one: str, other: str) -> bool:
+        try:
+            return one not in self.effective_planner.evictions(other, (one,)).evict
+        except PlanRefused:
+            return False
 
     def _check_ports(self) -> None:
         if self.ports is None:

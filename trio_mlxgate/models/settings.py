@@ -83,7 +83,7 @@ def split_command(place: str, value: object) -> tuple[str, ...]:
         except ValueError as error:
             raise ValueError(f"{place}: expected {expected}: {error} in {shown(value)}") from None
     elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        words = [*value]
+        words = [os.fspath(word) if isinstance(word, os.PathLike) else word for word in value]
     else:
         wrong_type(place, expected, value)
     if not words or words[0] == "":
