@@ -186,7 +186,7 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "bypass: no place is reserved": (Edit("core/swap_turns.py", r"worlds\.append\(\(claim\.name, [^\n]*", "pass"),),
     # ---- what acts on it all ----
     "router: who leaves the wait stays in the queue": (
-        Edit("models/lease.py", in_method("_abort", r"self\._driver\.cancelled\(self\)"), r"\1pass"),
+        Edit("models/lease.py", r"outcome\.capture\(self\._driver\.cancelled, self\)", "None"),
     ),
     "router: who is refused is not woken": (
         Edit("models/lease.py", in_method("refused", r"self\._wake\(\)"), r"\1pass"),
