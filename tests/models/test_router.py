@@ -955,6 +955,23 @@ async def test_what_ends_the_program_comes_out_of_the_router_if_it_struck_in_a_c
     assert struck
 
 
+async def test_a_server_that_on_progress_ends_strands_nobody(autojump_clock: MockClock) -> None:
+    servers = Servers()
+    async with router(servers) as routed, trio.open_nursery() as nursery:
+        log = Log()
+
+        def kill(step: LeaseProgress) -> None:
+            if step.stage is LeaseStage.READY and servers.starts == ["a"]:
+                servers.kill("a")
+
+        nursery.start_soon(partial(use, routed, log, "first", "a", on_progress=kill))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(partial(use, routed, log, "second", "a"))
+        await trio.sleep(10.0)
+        assert sorted(what for _, what in log.lines) == ["+first", "+second", "-first", "-second"]
+        await use(routed, log, "third", "a")
+
+
 async def test_what_ends_the_program_in_on_progress_loses_no_slot(autojump_clock: MockClock) -> None:
     def ends(step: LeaseProgress) -> None:
         raise SystemExit

@@ -284,8 +284,10 @@ class SwapDriver:
             case Grant(request):
                 served = self.served[request.model]
                 assert isinstance(request, Asker)
-                assert served.life is not None, "what is ready has a process"
-                request.granted(served.life)
+                # It may have ended since that was decided: by a function of the user's that was called meanwhile.
+                life = served.life or served.dead
+                assert life is not None, "what is ready has a process"
+                request.granted(life)
             case Refuse(request):
                 assert isinstance(request, Asker)
                 try:
