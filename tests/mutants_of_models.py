@@ -211,8 +211,8 @@ MUTANTS: Final[dict[str, tuple[Edit, ...]]] = {
     "router: a lease whose server has ended is not given back": (
         Edit(
             "models/lease.py",
-            r"        self\._driver\.ended\(self\)",
-            "        if self._life is None or self._life.error is None:\n            self._driver.ended(self)",
+            r"if self\.state is GRANTED:\n( +self\._driver\.ended\(self\))",
+            r"if self.state is GRANTED and (self._life is None or self._life.error is None):\n\1",
         ),
     ),
     "router: whoever is asked again keeps the old process": (
