@@ -445,9 +445,7 @@ async def status_of(base_url: str) -> dict[str, Any]:
 
 async def test_warm_up_asks_for_a_token_before_the_model_is_ready() -> None:
     async with ModelProcess(config([*ECHO[:-1], "0.5"], warm_up=True)) as process:
-        start = time.monotonic()
         base_url = await process.ensure_ready()
-        assert time.monotonic() - start >= 0.5
         assert (await status_of(base_url))["total_requests"] == 1
     async with ModelProcess(config(ECHO)) as process:
         assert (await status_of(await process.ensure_ready()))["total_requests"] == 0
