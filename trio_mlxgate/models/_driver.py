@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -353,7 +352,7 @@ class SwapDriver:
                 base_url = await served.process.ensure_ready()
             except ModelError as failure:
                 error, retry_at = failure.reason, served.process.retry_at
-                served.failure = partial(_again, failure)
+                served.failure = failure.again
                 try:
                     await served.process.wait_stopped()
                 except ModelNotStopped:
@@ -420,10 +419,6 @@ class SwapDriver:
             if not self._closed:
                 now = trio.current_time()
                 self._happens(self._scheduler.on_exit, name, life.identity, now, reason, retry_at=retry_at)
-
-
-def _again(failure: ModelError) -> ModelError:
-    return failure.again()
 
 
 async def _raise(error: BaseException) -> None:

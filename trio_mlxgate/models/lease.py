@@ -191,10 +191,10 @@ class Lease(Asker):
             )
         return suppress
 
-    def _blame(self, error: BaseException | None) -> None:
-        """Raise what became of the server, if that is why the body has failed."""
+    def _blame(self, error: BaseException) -> None:
+        """The body has lost its connection: raise what became of the server, if that has ended."""
         life = self._life
-        if life is not None and life.error is not None and isinstance(error, Exception) and is_lost_connection(error):
+        if life is not None and life.error is not None:
             raise life.error() from error
 
     def _give_back(self) -> None:
@@ -270,10 +270,11 @@ class AsyncLease(Lease):
             suppress = self._close_scope(kind, error, traceback)
             life = self._life
             assert life is not None
-            if life.error is None and isinstance(error, Exception) and is_lost_connection(error):
-                with trio.move_on_after(NEWS_WITHIN, shield=True):
-                    await life.ended.wait()
-            self._blame(error)
+            if isinstance(error, Exception) and is_lost_connection(error):
+                if life.error is None:
+                    with trio.move_on_after(NEWS_WITHIN, shield=True):
+                        await life.ended.wait()
+                self._blame(error)
             return suppress  # noqa: ASYNC910 - see above
         finally:
             self._give_back()
@@ -326,7 +327,8 @@ class SyncLease(Lease):
         """Give the lease back. Raises as that of :class:`AsyncLease`, as far as it is known at once."""
         try:
             suppress = self._close_scope(kind, error, traceback)
-            self._blame(error)
+            if isinstance(error, Exception) and is_lost_connection(error):
+                self._blame(error)
             return suppress
         finally:
             self._give_back()
